@@ -1,0 +1,285 @@
+"""Confidence against accuracy, and its repair.
+
+Measures take probabilities `(*E, N, C)` and give one number per member. Repairs are fitted on held-out examples:
+parametric ones return their parameters; the others take the held-out set and the probabilities to mend, and give
+mended probabilities.
+
+Reference for all but where noted: Guo, Pleiss, Sun, Weinberger (2017), On Calibration of Modern Neural Networks.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from studybook import metrics
+
+
+class Bins(NamedTuple):
+    """Confidence bins: count of examples, accuracy and mean confidence in each (0 where a bin is empty), (*E, B)."""
+
+    count: Float[Tensor, "*E B"]
+    accuracy: Float[Tensor, "*E B"]
+    confidence: Float[Tensor, "*E B"]
+
+
+class Affine(NamedTuple):
+    """A linear map of logits: `weight` (*E, C, C) and `bias` (*E, C)."""
+
+    weight: Float[Tensor, "*E C C"]
+    bias: Float[Tensor, "*E C"]
+
+
+def reliability(probs: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"], bins: int = 15) -> Bins:
+    """Top-class confidence sorted into `bins` bins of equal width, closed on the right: ((b - 1) / B, b / B]."""
+    labels = metrics.checked(probs, labels)
+    metrics.check_probs("reliability", probs)
+    confidence, predicted = probs.max(-1)
+    return _binned(confidence, predicted == labels, _cells(confidence, bins), bins)
+
+
+def equal_mass(probs: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"], bins: int = 15) -> Bins:
+    """Like `reliability`, but each bin holds the same number of examples (the first N mod B bins one more).
+
+    Examples of equal confidence are kept in their order, so a tie can fall into two bins.
+
+    Reference: Nguyen, O'Connor (2015), Posterior Calibration and Exploratory Analysis for NLP Models.
+    """
+    labels = metrics.checked(probs, labels)
+    metrics.check_probs("equal_mass", probs)
+    confidence, predicted = probs.max(-1)
+    rank = confidence.argsort(dim=-1, stable=True).argsort(-1)
+    return _binned(confidence, predicted == labels, _shares(rank, _positive(bins)), bins)
+
+
+def ece(bins: Bins) -> Float[Tensor, "*E"]:
+    """Expected calibration error: |accuracy - confidence| averaged over examples, in [0, 1].
+
+    With few examples it is biased upward: a perfectly calibrated classifier does not score 0.
+
+    Reference: Naeini, Cooper, Hauskrecht (2015), Obtaining Well Calibrated Probabilities Using Bayesian Binning.
+    """
+    return (bins.count * (bins.accuracy - bins.confidence).abs()).sum(-1) / bins.count.sum(-1)
+
+
+def mce(bins: Bins) -> Float[Tensor, "*E"]:
+    """Maximum calibration error: the largest |accuracy - confidence| of any bin that is not empty, in [0, 1]."""
+    return (bins.accuracy - bins.confidence).abs().where(bins.count > 0, 0.0).amax(-1)
+
+
+def classwise_ece(probs: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"], bins: int = 15) -> Float[Tensor, "*E"]:
+    """Mean over classes of the ECE of each class's probability against how often that class is true, in [0, 1].
+
+    Reference: Kull et al. (2019), Beyond Temperature Scaling, equation 1.
+    """
+    labels = metrics.checked(probs, labels)
+    metrics.check_probs("classwise_ece", probs)
+    each = probs.mT.contiguous()  # (*E, C, N)
+    true = torch.nn.functional.one_hot(labels, probs.shape[-1]).mT.bool()
+    return ece(_binned(each, true, _cells(each, bins), bins)).mean(-1)
+
+
+def fit_temperature(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Float[Tensor, "*E"]:
+    """The temperature T > 0 that minimizes the NLL of `logits / T`, for all members at once.
+
+    Bisection on log T in float64: the NLL is convex in 1 / T, so the sign of its slope tells the side. Accurate to
+    1e-6 relative, within [1e-3, 1e3]; where the best T lies outside (labels that are all predicted right, or that
+    have nothing to do with the logits), the nearer end is returned.
+    """
+    labels = metrics.checked(logits, labels)
+    z = (logits - logits.amax(-1, keepdim=True)).double()
+    own = z.gather(-1, labels[..., None])[..., 0].mean(-1)  # (*E,)
+    low = torch.full(logits.shape[:-2], -np.log(1e3), dtype=torch.float64, device=z.device)
+    high = -low
+    for _ in range(24):
+        middle = (low + high) / 2
+        inverse = torch.exp(-middle)[..., None, None]
+        slope = ((z * inverse).softmax(-1) * z).sum(-1).mean(-1) - own  # of the NLL in 1 / T
+        hotter = slope > 0  # 1 / T too large: T must grow
+        low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
+    return torch.exp((low + high) / 2).to(logits.dtype)
+
+
+def fit_vector(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Affine:
+    """Vector scaling: one weight and one bias per class that minimize the NLL, as a map with a diagonal weight."""
+    return _fit_affine(logits, labels, diagonal=True)
+
+
+def fit_matrix(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Affine:
+    """Matrix scaling: a full weight matrix and a bias that minimize the NLL, to its optimum and without penalty.
+
+    C * (C + 1) parameters: with few held-out examples it fits their noise, which is the paper's point.
+    """
+    return _fit_affine(logits, labels, diagonal=False)
+
+
+def affine(logits: Float[Tensor, "*E N C"], fitted: Affine) -> Float[Tensor, "*E N C"]:
+    """Logits mapped by `fit_vector`'s or `fit_matrix`'s result."""
+    return logits @ fitted.weight.mT + fitted.bias[..., None, :]
+
+
+def histogram(
+    held: Float[Tensor, "*E M C"], labels: Int[Tensor, "*L M"], probs: Float[Tensor, "*E N C"], bins: int = 15
+) -> Float[Tensor, "*E N C"]:
+    """Histogram binning, one class against the rest, then normalized to sum to 1.
+
+    `bins` bins of equal width per class; an empty one keeps its middle.
+
+    Reference: Zadrozny, Elkan (2001), Obtaining Calibrated Probability Estimates from Decision Trees and Naive
+    Bayesian Classifiers; the extension to classes from Guo et al. (2017), section 4.2.
+    """
+    labels = metrics.checked(held, labels)
+    metrics.check_probs("histogram", held)
+    each = held.mT.contiguous()  # (*E, C, M)
+    true = torch.nn.functional.one_hot(labels, held.shape[-1]).mT.bool()
+    seen = _binned(each, true, _cells(each, bins), bins)  # (*E, C, B)
+    middle = (torch.arange(bins, dtype=seen.accuracy.dtype) + 0.5) / bins
+    value = torch.where(seen.count > 0, seen.accuracy, middle)
+    mended = value.gather(-1, _cells(probs.mT.contiguous(), bins)).mT
+    return _normalized(mended, probs)
+
+
+def isotonic(
+    held: Float[Tensor, "*E M C"], labels: Int[Tensor, "*L M"], probs: Float[Tensor, "*E N C"]
+) -> Float[Tensor, "*E N C"]:
+    """Isotonic regression, one class against the rest, then normalized; scikit-learn's, linear between its steps.
+
+    Reference: Zadrozny, Elkan (2002), Transforming Classifier Scores into Accurate Multiclass Probability Estimates.
+    """
+    from sklearn.isotonic import IsotonicRegression
+
+    def one(p: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(p, y).predict(new)
+
+    return _one_against_rest("isotonic", one, held, labels, probs)
+
+
+def bbq(
+    held: Float[Tensor, "*E M C"], labels: Int[Tensor, "*L M"], probs: Float[Tensor, "*E N C"]
+) -> Float[Tensor, "*E N C"]:
+    """Bayesian binning into quantiles, one class against the rest, then normalized.
+
+    Averages equal-mass histograms of M^(1/3)/10 to 10 M^(1/3) bins, each weighed by its marginal likelihood under a
+    Beta prior of strength 2 that is centered on the bin's middle.
+
+    Reference: Naeini, Cooper, Hauskrecht (2015), Obtaining Well Calibrated Probabilities Using Bayesian Binning.
+    """
+    return _one_against_rest("bbq", _bbq, held, labels, probs)
+
+
+def _bbq(p: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+    from scipy.special import betaln, logsumexp
+
+    order = np.argsort(p, kind="stable")
+    p, y = p[order], y[order]
+    root = len(p) ** (1 / 3)
+    evidence, estimates = [], []
+    for bins in range(max(1, int(root / 10)), min(int(np.ceil(10 * root)), len(p)) + 1):
+        inner = np.unique([(p[i - 1] + p[i]) / 2 for i in np.arange(1, bins) * len(p) // bins])
+        inner = inner[(inner > p[0]) & (inner <= p[-1])]  # ties can empty a bin
+        edges = np.concatenate([[0.0], inner, [1.0]])
+        count, hits = (np.bincount(np.searchsorted(inner, p), w, len(edges) - 1) for w in (None, y))
+        middle = np.clip((edges[:-1] + edges[1:]) / 2, 1e-6, 1 - 1e-6)
+        alpha, beta = 2 / bins * middle, 2 / bins * (1 - middle)
+        evidence.append(np.sum(betaln(alpha + hits, beta + count - hits) - betaln(alpha, beta)))
+        estimates.append(((alpha + hits) / (alpha + beta + count))[np.searchsorted(inner, new)])
+    weights = np.exp(np.array(evidence) - logsumexp(evidence))
+    return weights @ np.stack(estimates)
+
+
+def _one_against_rest(caller: str, one, held: Tensor, labels: Tensor, probs: Tensor) -> Tensor:
+    labels = metrics.checked(held, labels)
+    metrics.check_probs(caller, held)
+    classes = held.shape[-1]
+    mended = np.empty(probs.shape)
+    for e in np.ndindex(held.shape[:-2]):  # scikit-learn and scipy know no member axis
+        p, y, new = held[e].double().numpy(), labels[e].numpy(), probs[e].double().numpy()
+        for c in range(classes):
+            mended[(*e, slice(None), c)] = one(p[:, c], (y == c).astype(float), new[:, c])
+    return _normalized(torch.from_numpy(mended), probs)
+
+
+def _normalized(mended: Tensor, probs: Tensor) -> Tensor:
+    """One-against-rest values as probabilities; rows that came out all zero keep what they were."""
+    total = mended.sum(-1, keepdim=True)
+    return torch.where(total > 0, mended / total.clamp_min(1e-300), probs.double()).to(probs.dtype)
+
+
+def _fit_affine(logits: Tensor, labels: Tensor, diagonal: bool) -> Affine:
+    from scipy.optimize import minimize
+
+    labels = metrics.checked(logits, labels)
+    classes = logits.shape[-1]
+    weight = torch.zeros(*logits.shape[:-2], classes, classes, dtype=torch.float64)
+    bias = torch.zeros(*logits.shape[:-2], classes, dtype=torch.float64)
+
+    def unpack(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        head, tail = flat[:-classes], flat[-classes:]
+        return (np.diag(head) if diagonal else head.reshape(classes, classes)), tail
+
+    for e in np.ndindex(logits.shape[:-2]):  # each member alone: a shared line search would couple them
+        z, own = logits[e].double().numpy(), labels[e].numpy()
+        mean, white, back = _whitening(z, diagonal)
+        u, rows = (z - mean) @ white, np.arange(len(z))
+
+        def loss(flat: np.ndarray, u=u, rows=rows, own=own) -> tuple[float, np.ndarray]:
+            w, b = unpack(flat)
+            out = u @ w.T + b
+            out -= out.max(1, keepdims=True)
+            probs = np.exp(out)
+            total = probs.sum(1, keepdims=True)
+            value = (np.log(total[:, 0]) - out[rows, own]).mean()
+            probs /= total
+            probs[rows, own] -= 1
+            slope = probs.T @ u / len(u)
+            return value, np.concatenate([np.diag(slope) if diagonal else slope.ravel(), probs.mean(0)])
+
+        start = np.concatenate([np.diag(back) if diagonal else back.T.ravel(), mean])  # the logits as they are
+        options = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-14, "gtol": 1e-7}
+        w, b = unpack(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
+        weight[e] = torch.from_numpy(w @ white.T)
+        bias[e] = torch.from_numpy(b - w @ white.T @ mean)
+    return Affine(weight.to(logits.dtype), bias.to(logits.dtype))
+
+
+def _whitening(z: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of the rows, a map after which their columns have deviation 1 (and are uncorrelated), and its inverse."""
+    mean = z.mean(0)
+    covariance = (z - mean).T @ (z - mean) / len(z)
+    if diagonal:
+        scale = np.sqrt(np.maximum(np.diag(covariance), 1e-12))
+        return mean, np.diag(1 / scale), np.diag(scale)
+    values, vectors = np.linalg.eigh(covariance)
+    scale = np.sqrt(np.maximum(values, 1e-9 * max(values[-1], 1e-12)))
+    return mean, vectors / scale, (vectors * scale).T
+
+
+def _positive(bins: int) -> int:
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got bins={bins}")
+    return bins
+
+
+def _cells(values: Tensor, bins: int) -> Tensor:
+    """Which of `bins` right-closed bins of equal width each value in [0, 1] falls into; 0 falls into the first."""
+    inner = torch.linspace(0, 1, _positive(bins) + 1, dtype=values.dtype, device=values.device)[1:-1]
+    return torch.bucketize(values, inner)
+
+
+def _shares(rank: Tensor, bins: int) -> Tensor:
+    n = rank.shape[-1]
+    small, large = n // bins, n % bins  # the first `large` bins hold small + 1
+    cut = large * (small + 1)
+    return torch.where(rank < cut, rank // (small + 1), large + (rank - cut) // max(small, 1))
+
+
+def _binned(values: Tensor, hit: Tensor, cells: Tensor, bins: int) -> Bins:
+    """Count, share of hits and mean value in each cell, summed in float64."""
+    zeros = torch.zeros(*values.shape[:-1], bins, dtype=torch.float64, device=values.device)
+    count, hits, total = (
+        zeros.scatter_add(-1, cells, part.double()) for part in (torch.ones_like(values), hit, values)
+    )
+    some = count.clamp_min(1)
+    return Bins(*(part.to(values.dtype) for part in (count, hits / some, total / some)))

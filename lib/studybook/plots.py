@@ -1,0 +1,72 @@
+"""Numbers onto axes. Nothing is computed here: every function draws what it is given and returns the axes."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import seaborn as sns
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from studybook.calibration import Bins
+from studybook.stats import Interval
+
+
+def style() -> None:
+    """The book's look: sharp figures on white, a palette that color-blind readers can tell apart."""
+    sns.set_theme("notebook", "whitegrid", "colorblind", rc={"savefig.facecolor": "white", "figure.facecolor": "white"})
+    mpl.rcParams.update({"figure.dpi": 150, "figure.constrained_layout.use": True, "axes.titlesize": "medium"})
+
+
+def reliability(ax: Axes, bins: Bins, title: str) -> Axes:
+    """Reliability diagram of one network: accuracy per confidence bin, and the gap to the diagonal.
+
+    Empty bins are left out; a bar's opacity grows with the share of examples in its bin.
+    """
+    width = 1 / len(bins.count)
+    left = width * torch.arange(len(bins.count))
+    seen = bins.count > 0
+    share = bins.count / bins.count.max()
+    blue, red = sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
+    for at, accuracy, confidence, weight in zip(
+        *(part[seen].tolist() for part in (left, bins.accuracy, bins.confidence, share)), strict=True
+    ):
+        ax.bar(at, accuracy, width, align="edge", color=blue, alpha=0.35 + 0.65 * weight, edgecolor="white")
+        ax.bar(
+            at, confidence - accuracy, width, accuracy, align="edge", color=red, alpha=0.35, hatch="//", edgecolor=red
+        )
+    ax.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=title, aspect="equal")
+    return ax
+
+
+def counts(ax: Axes, bins: Bins, title: str) -> Axes:
+    """Confidence histogram of one network: the share of examples in each bin."""
+    width = 1 / len(bins.count)
+    left = (width * torch.arange(len(bins.count))).tolist()
+    ax.bar(left, (bins.count / bins.count.sum()).tolist(), width, align="edge", edgecolor="white")
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of images", title=title)
+    return ax
+
+
+def band(
+    ax: Axes, x: Sequence[float], members: Float[Tensor, "E X"], label: str, color: int = 0, linestyle: str = "-"
+) -> Axes:
+    """Mean over members as a line, their range from lowest to highest as a band; `color` counts in the palette."""
+    shade = sns.color_palette("colorblind")[color]
+    ax.plot(x, members.mean(0), label=label, color=shade, linestyle=linestyle, marker="o" if len(x) < 12 else None)
+    ax.fill_between(x, members.amin(0), members.amax(0), color=shade, alpha=0.2, linewidth=0)
+    return ax
+
+
+def intervals(ax: Axes, names: Sequence[str], found: Sequence[Interval], threshold: float | None = None) -> Axes:
+    """One row per name, first on top: the mean as a dot, the interval as a bar, the threshold as a dashed line."""
+    for row, one in enumerate(found):
+        ax.plot([one.low, one.high], [row, row], color=sns.color_palette("colorblind")[0], linewidth=2)
+        ax.plot(one.mean, row, "o", color=sns.color_palette("colorblind")[0])
+    if threshold is not None:
+        ax.axvline(threshold, color="black", linewidth=1, linestyle="--")
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    return ax

@@ -1,0 +1,448 @@
+"""From cases to stored rows: each case is measured once, and again only when something it depends on has changed.
+
+A row's key is made of the source of `measure` and of the library code it reaches (docstrings, comments and layout
+left out), the case with every global value that `measure` reads, the fingerprint of the data (which stands for the
+code that loads them), the versions of the main packages, and the kind of device. Finished cases are written at once
+and atomically, so a killed sweep resumes.
+
+A study's committed rows (under `book/results`) are used where they fit; where the code, data or packages behind them
+have moved on they are still used, and the table says that it is stale, unless `STUDYBOOK_FRESH` is set.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import io
+import json
+import os
+import platform
+import symtable
+import textwrap
+import time
+import traceback
+import types
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from studybook import data as sets
+from studybook import ensemble
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Case = Mapping[str, Any]
+PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
+
+
+class Failed(RuntimeError):
+    """Some cases of a sweep raised; the others are stored."""
+
+
+def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Sequence[str] = ()) -> "pd.DataFrame":
+    """One row or several per case, in the order of `cases`: the case's own columns first, then the measured ones.
+
+    `measure` takes one case (a dict of plain values) and returns a dict, or a list of dicts for several rows; values
+    are numbers, strings, or arrays. `data` names the sets that `measure` loads. The global random state of torch and
+    numpy is set from the case, so results depend neither on order nor on company.
+
+    The frame's `attrs["sweep"]` says how many cases were computed, found in the store or taken from committed rows,
+    and why those are stale, if they are. A case that raises is noted with its traceback and the rest go on; at the
+    end `Failed` names the failures. Raises ValueError, before anything runs, for cases that are not plain or equal
+    each other, and TypeError for a `measure` whose dependencies cannot be told.
+    """
+    import pandas as pd
+
+    data = (data,) if isinstance(data, str) else tuple(data)
+    cases = [_plain(case) for case in cases]
+    if not cases:
+        raise ValueError("cases must hold at least one case, got none")
+    if len({_json(case) for case in cases}) < len(cases):
+        raise ValueError("cases must differ from each other, but some are equal")
+    code, values, loads = reach(measure)
+    if loads and not data:
+        raise ValueError("measure loads data, so the sweep must name the sets: sweep.run(measure, cases, data=...)")
+    parts = {
+        "code": code,
+        "values": values,
+        "data": _fingerprints(data),
+        "packages": packages(),
+        "device": device_kind(),
+    }
+    found: dict[int, dict] = {}
+    tally = {
+        "cases": len(cases),
+        "computed": 0,
+        "stored": 0,
+        "committed": 0,
+        "stale": [],
+        "seconds": 0.0,
+        "measured": [],
+    }
+    committed = _read_committed()
+    fresh = bool(os.environ.get("STUDYBOOK_FRESH"))
+    for i, case in enumerate(cases):
+        if (entry := _stored(_key(parts, case))) is not None:
+            tally["stored"] += 1
+        elif (entry := committed.get(_json({"case": case, "values": values}))) is not None:
+            moved = [part for part in ("code", "data", "packages") if parts[part] not in (None, entry["parts"][part])]
+            if moved and fresh:
+                continue
+            tally["committed"] += 1
+            tally["stale"] = sorted({*tally["stale"], *moved})
+        else:
+            continue
+        found[i] = entry
+    failures = []
+    missing = [i for i in range(len(cases)) if i not in found]
+    if missing:
+        for name in data:
+            sets.fingerprint(name)  # a missing set is one clear error, not one per case
+    for i in _progress(missing, len(cases)):
+        try:
+            found[i] = _measured(measure, parts, cases[i])
+            tally["computed"] += 1
+        except Exception:
+            failures.append((cases[i], traceback.format_exc()))
+    if failures:
+        listed = "\n".join(f"- {case}\n{textwrap.indent(trace, '    ')}" for case, trace in failures)
+        raise Failed(
+            f"{len(failures)} of {len(cases)} cases failed (the others are stored and will not be repeated):\n{listed}"
+        )
+    rows = [{**cases[i], **row} for i in range(len(cases)) for row in found[i]["rows"]]
+    tally["seconds"] = sum(entry["seconds"] for entry in found.values())
+    tally["measured"] = sorted({_json(entry["machine"]) for entry in found.values()})
+    table = pd.DataFrame(rows)
+    table.attrs["sweep"] = tally
+    _collect([{**found[i], "case": cases[i]} for i in range(len(cases))], tally)
+    return table
+
+
+def reach(function: Callable) -> tuple[str, dict, bool]:
+    """What a function depends on: a digest of its source and of the studybook code it reaches (with that code's
+    constants), the global values that it and its notebook's functions read, and whether it loads data.
+
+    Docstrings, comments and layout do not count. `data.load` is not looked into: the fingerprint of what it gives is
+    part of the key. Raises TypeError for a global whose value cannot be told apart by its content (pass it through
+    the case instead).
+    """
+    sources: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    todo: list[Any] = [function]
+    while todo:
+        thing = todo.pop()
+        label = f"{thing.__module__}.{thing.__qualname__}"
+        if label in sources:
+            continue
+        if thing is sets.load:
+            sources[label] = "by fingerprint"
+            continue
+        source = _source(thing)
+        sources[label] = ast.dump(_bare(ast.parse(source)))
+        for chain, value in _globals_read(thing, source):
+            codes: list[Any] = []
+            plain = _plain_value(chain, value, codes)
+            todo += [code for code in codes if _ours(code, function)]
+            if plain is not None and (not codes or not callable(value)):
+                if thing.__module__.split(".")[0] == "studybook":
+                    sources[f"{label}: {chain}"] = plain
+                else:
+                    values[chain] = plain
+    return _hash(sources), dict(sorted(values.items())), f"{sets.__name__}.load" in sources
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def device_kind() -> str:
+    """`cpu`, or the name of the GPU that `ensemble.device` chose."""
+    where = ensemble.device()
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores in use, device and memory (GiB) of this machine."""
+    import psutil
+
+    memory = round(psutil.virtual_memory().total / 2**30)
+    name = platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = names[0] if names else name
+    return {"processor": name, "cores": torch.get_num_threads(), "device": device_kind(), "memory": memory}
+
+
+def write_rows(entries: Sequence[dict], folder: Path) -> None:
+    """Entries of a sweep as `rows.json`, one case a line, with their arrays in `rows.npz`, written atomically."""
+    arrays: dict[str, np.ndarray] = {}
+    lines = [json.dumps(_packed(entry, arrays, f"{i}."), sort_keys=True) for i, entry in enumerate(entries)]
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "rows.json", ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+    if arrays:
+        _replace(folder / "rows.npz", _npz(arrays))
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """The entries that `write_rows` wrote; ValueError, naming the file, if they are damaged."""
+    try:
+        entries = json.loads((folder / "rows.json").read_text())
+        arrays = _arrays(folder / "rows.npz")
+        return [_unpacked(entry, arrays, f"{i}.") for i, entry in enumerate(entries)]
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder / 'rows.json'} is damaged ({error}); restore it from git") from error
+
+
+def _measured(measure: Callable[[Case], Any], parts: dict, case: dict) -> dict:
+    """One case, measured now and stored."""
+    seed = int(_hash(case)[:8], 16)
+    state = np.random.get_state()  # noqa: NPY002
+    start = time.perf_counter()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            answer = measure(dict(case))
+        finally:
+            np.random.set_state(state)  # noqa: NPY002
+    rows = [answer] if isinstance(answer, Mapping) else list(answer)
+    entry = {
+        "parts": parts,
+        "rows": [{name: _cell(name, value) for name, value in row.items()} for row in rows],
+        "seconds": round(time.perf_counter() - start, 3),
+        "machine": machine(),
+    }
+    file = _file(_key(parts, case))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, np.ndarray] = {}
+    packed = _packed(entry, arrays)
+    if arrays:
+        _replace(file.with_suffix(".npz"), _npz(arrays))
+    _replace(file, json.dumps({**packed, "case": case}).encode())  # last: a row is there when this file is
+    return entry
+
+
+def _stored(key: str) -> dict | None:
+    file = _file(key)
+    if not file.exists():
+        return None
+    try:
+        return _unpacked(json.loads(file.read_text()), _arrays(file.with_suffix(".npz")))
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None  # damaged: measured again and overwritten
+
+
+def _file(key: str) -> Path:
+    return sets.cache_folder() / "rows" / key[:2] / f"{key}.json"
+
+
+def _read_committed() -> dict[str, dict]:
+    folder = os.environ.get("STUDYBOOK_COMMITTED")
+    if not folder or not (Path(folder) / "rows.json").exists():
+        return {}
+    return {_json({"case": e["case"], "values": e["parts"]["values"]}): e for e in read_rows(Path(folder))}
+
+
+def _collect(entries: list[dict], tally: dict) -> None:
+    """Leaves what this run used where the runner asked for it; a study may call `run` more than once."""
+    if folder := os.environ.get("STUDYBOOK_COLLECT"):
+        place = Path(folder)
+        earlier = read_rows(place) if (place / "rows.json").exists() else []
+        write_rows([*earlier, *entries], place)
+        tallies = json.loads((place / "sweeps.json").read_text()) if (place / "sweeps.json").exists() else []
+        _replace(place / "sweeps.json", json.dumps([*tallies, tally]).encode())
+
+
+def _fingerprints(names: Sequence[str]) -> dict[str, str] | None:
+    """Fingerprints of the sets, or None if one is not here: then only committed rows can serve."""
+    try:
+        return {name: sets.fingerprint(name) for name in names}
+    except FileNotFoundError:
+        return None
+
+
+def _progress(missing: Sequence[int], total: int) -> Iterator[int]:
+    from tqdm import tqdm
+
+    return tqdm(missing, f"cases ({total - len(missing)} of {total} stored)", delay=1) if missing else iter(())
+
+
+def _key(parts: dict, case: dict) -> str:
+    return _hash({**parts, "case": case})
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(_json(value).encode()).hexdigest()[:32]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _plain(case: Case) -> dict:
+    try:
+        plain = json.loads(json.dumps(dict(case), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"a case must hold plain numbers, strings, booleans and lists of them, got {case} ({error})"
+        ) from None
+    return plain
+
+
+def _plain_value(name: str, value: Any, codes: list[Any]) -> Any:
+    """A global as plain JSON values, with the functions and classes in it gathered in `codes`; None for modules."""
+    if isinstance(value, functools._lru_cache_wrapper):
+        value = value.__wrapped__
+    if isinstance(value, types.ModuleType):
+        return None
+    if isinstance(value, types.FunctionType | type):
+        codes.append(value)
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, functools.partial):
+        return [_plain_value(name, part, codes) for part in (value.func, list(value.args), value.keywords)]
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(name, part, codes) for key, part in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain_value(name, part, codes) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted(_plain_value(name, part, codes) for part in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.dtype | torch.device | Path):
+        return str(value)
+    if callable(value) or type(value).__module__.split(".")[0] in ("typing", "types", "jaxtyping"):
+        return None
+    raise TypeError(
+        f"measure reads the global {name}, a {type(value).__name__}, which cannot become part of the row's key; "
+        "pass plain values through the case, and load data inside measure"
+    )
+
+
+def _source(thing: Any) -> str:
+    try:
+        source = textwrap.dedent(inspect.getsource(thing))
+        ast.parse(source)
+    except (OSError, TypeError, SyntaxError) as error:
+        raise TypeError(
+            f"the source of {thing!r} cannot be read ({error}); define it with def, in a file or a cell"
+        ) from None
+    return source
+
+
+def _bare(tree: ast.AST) -> ast.AST:
+    """The tree without docstrings."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            if isinstance(body[0].value.value, str):
+                node.body = body[1:] or [ast.Pass()]
+    return tree
+
+
+def _globals_read(thing: Any, source: str) -> list[tuple[str, Any]]:
+    """Global names, and attributes of global modules, that the code of `thing` reads, with their values."""
+    scope = dict(vars(inspect.getmodule(thing) or types.ModuleType("none")))
+    if isinstance(thing, types.FunctionType):
+        scope = {**thing.__globals__, **inspect.getclosurevars(thing).nonlocals}
+    tables = [symtable.symtable(source, "source", "exec")]
+    names = {symbol.get_name() for symbol in tables[0].get_symbols() if symbol.is_referenced()}
+    for table in tables:
+        tables += table.get_children()
+        names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+    read = []
+    for node in ast.walk(ast.parse(source)):
+        chain = _chain(node)
+        if not chain or chain[0] not in names or chain[0] not in scope:
+            continue
+        value, name = scope[chain[0]], chain[0]
+        if isinstance(value, types.ModuleType) and value.__name__.split(".")[0] != "studybook":
+            continue  # other people's code: their versions are part of the key
+        for attribute in chain[1:]:
+            if not isinstance(value, types.ModuleType) or not hasattr(value, attribute):
+                break
+            value, name = getattr(value, attribute), f"{name}.{attribute}"
+        read.append((name, value))
+    return read
+
+
+def _chain(node: ast.AST) -> list[str]:
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(names)] if isinstance(node, ast.Name) else []
+
+
+def _ours(value: Any, measure: Callable) -> bool:
+    module = getattr(value, "__module__", "") or ""
+    return module.split(".")[0] == "studybook" or module == measure.__module__
+
+
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.ndim == 0 or isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray) or isinstance(value, bool | int | float | str) or value is None:
+        return value
+    raise TypeError(f"measure must return numbers, strings or arrays; {name} is a {type(value).__name__}")
+
+
+def _packed(entry: dict, arrays: dict[str, np.ndarray], prefix: str = "") -> dict:
+    """The entry with its arrays moved into `arrays` and a reference left in their place."""
+    rows = []
+    for r, row in enumerate(entry["rows"]):
+        out = {}
+        for name, value in row.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"{prefix}{r}.{name}"] = value
+                value = {"array": list(value.shape)}
+            out[name] = value
+        rows.append(out)
+    return {**entry, "rows": rows}
+
+
+def _unpacked(entry: dict, arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict:
+    rows = [
+        {name: arrays[f"{prefix}{r}.{name}"] if isinstance(value, dict) else value for name, value in row.items()}
+        for r, row in enumerate(entry["rows"])
+    ]
+    return {**entry, "rows": rows}
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    if not file.exists():
+        return {}
+    with np.load(file, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()
+
+
+def _replace(file: Path, content: bytes) -> None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
