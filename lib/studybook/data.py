@@ -268,8 +268,8 @@ def _cached(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str, .
                 about = file.metadata()
                 classes = tuple(json.loads(about["classes"]))
                 return Images(file.get_tensor("x"), file.get_tensor("y"), classes, about["fingerprint"])
-        except SafetensorError:
-            stored.unlink()  # a half-written or damaged copy of what can be decoded again
+        except (SafetensorError, KeyError, TypeError):
+            stored.unlink()  # a damaged or older copy of what can be decoded again
     x, y, classes = decode()
     if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= len(classes):
         raise ValueError(f"{what} is damaged: it has {len(y)} rows, whose labels must be in [0, {len(classes)})")

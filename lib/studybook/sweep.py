@@ -84,6 +84,8 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         "stale": [],
         "seconds": 0.0,
         "measured": [],
+        "data": parts["data"],
+        "code": code,
     }
     committed = _read_committed()
     fresh = bool(os.environ.get("STUDYBOOK_FRESH"))
@@ -101,6 +103,8 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         found[i] = entry
     failures = []
     missing = [i for i in range(len(cases)) if i not in found]
+    if missing and os.environ.get("STUDYBOOK_COMPUTE") == "0":
+        raise Failed(f"{len(missing)} of {len(cases)} cases are not stored, and this run may compute nothing")
     if missing:
         for name in data:
             sets.fingerprint(name)  # a missing set is one clear error, not one per case
@@ -111,7 +115,9 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         except Exception:
             failures.append((cases[i], traceback.format_exc()))
     if failures:
-        listed = "\n".join(f"- {case}\n{textwrap.indent(trace, '    ')}" for case, trace in failures)
+        listed = "\n".join(
+            f"- {case}" + (f"\n{textwrap.indent(t, '    ')}" if i < 3 else "") for i, (case, t) in enumerate(failures)
+        )
         raise Failed(
             f"{len(failures)} of {len(cases)} cases failed (the others are stored and will not be repeated):\n{listed}"
         )
@@ -144,7 +150,7 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
             sources[label] = "by fingerprint"
             continue
         source = _source(thing)
-        sources[label] = ast.dump(_bare(ast.parse(source)))
+        sources[label] = bare(source)
         for chain, value in _globals_read(thing, source):
             codes: list[Any] = []
             plain = _plain_value(chain, value, codes)
@@ -155,6 +161,22 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
                 else:
                     values[chain] = plain
     return _hash(sources), dict(sorted(values.items())), f"{sets.__name__}.load" in sources
+
+
+def bare(source: str) -> str:
+    """What `source` does, without docstrings, comments and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Module(body=[first, *rest])
+                | ast.FunctionDef(body=[first, *rest])
+                | ast.ClassDef(body=[first, *rest])
+            ):
+                match first:
+                    case ast.Expr(value=ast.Constant(value=str())):
+                        node.body = rest or [ast.Pass()]
+    return ast.dump(tree)
 
 
 def packages() -> dict[str, str]:
@@ -271,9 +293,20 @@ def _fingerprints(names: Sequence[str]) -> dict[str, str] | None:
 
 
 def _progress(missing: Sequence[int], total: int) -> Iterator[int]:
+    """`missing` with a progress bar, whose state the runner finds in a file too: a page shows its output at the end."""
     from tqdm import tqdm
 
-    return tqdm(missing, f"cases ({total - len(missing)} of {total} stored)", delay=1) if missing else iter(())
+    bar = tqdm(missing, "cases", initial=total - len(missing), total=total, delay=1, disable=not missing)
+    for done, i in enumerate(bar, total - len(missing)):
+        _announce(done, total)
+        yield i
+    _announce(total, total)
+
+
+def _announce(done: int, total: int) -> None:
+    if folder := os.environ.get("STUDYBOOK_COLLECT"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        _replace(Path(folder) / "progress.json", json.dumps([done, total]).encode())
 
 
 def _key(parts: dict, case: dict) -> str:
@@ -338,21 +371,6 @@ def _source(thing: Any) -> str:
             f"the source of {thing!r} cannot be read ({error}); define it with def, in a file or a cell"
         ) from None
     return source
-
-
-def _bare(tree: ast.AST) -> ast.AST:
-    """The tree without docstrings."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            if isinstance(body[0].value.value, str):
-                node.body = body[1:] or [ast.Pass()]
-    return tree
 
 
 def _globals_read(thing: Any, source: str) -> list[tuple[str, Any]]:

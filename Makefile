@@ -1,0 +1,44 @@
+# make book: environment, every study at its quick profile, the book. make test: environment, all tests.
+# Each target does only what is missing; the second run is fast.
+PYTHON ?= python3
+PROFILE ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+.PHONY: book test lab lock clean help
+
+help:
+	@echo "make book [PROFILE=standard]   install, run every study at the quick profile, build the book"
+	@echo "make test                      install, run all tests"
+	@echo "make lab                       JupyterLab on the notebooks"
+	@echo "make lock                      renew requirements.lock and environment.yml"
+	@echo "make clean                     remove what was built (not the environment, not stored rows)"
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(READY): requirements.lock pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+book: $(READY)
+	$(BIN)/studybook run --all --profile $(PROFILE) --drawn
+	$(BIN)/studybook build
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lock: | $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+
+clean:
+	rm -rf book/_build book/_generated book/_vendor book/studies .studybook build

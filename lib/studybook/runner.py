@@ -1,0 +1,891 @@
+"""Runs studies, keeps their records and builds the book: the `studybook` command.
+
+studybook list                                   what there is
+studybook run calibration -p SEEDS 5             run a study, with a parameter changed
+studybook run calibration --profile standard     ... on real data
+studybook build                                  the book, from what was run
+studybook status                                 verdicts, age, machine; fresh or stale
+studybook check calibration                      does this machine find the committed numbers again?
+"""
+
+import ast
+import contextlib
+import datetime
+import difflib
+import hashlib
+import html
+import importlib.util
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+QUICK = "quick"
+TOLERANCE = 1e-3  # of a number in a record against the same number computed again, relative; floor 1e-4
+_RECORD_VERSION = 1
+
+
+class Problem(click.ClickException):
+    """An error that the user can mend: one sentence, exit code 1."""
+
+
+# ---------------------------------------------------------------- studies
+
+
+@dataclass(frozen=True)
+class Study:
+    """One notebook, with what its YAML file says about it."""
+
+    source: Path
+    about: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The slug: the notebook's file name."""
+        return self.source.stem
+
+    @property
+    def part(self) -> str:
+        """The part of the book: the notebook's folder."""
+        return self.source.parent.name
+
+    def profile(self, name: str) -> dict[str, Any]:
+        """What the YAML file says of a profile; Problem, with the names there are, if it has no such profile."""
+        if name == QUICK:
+            return {"parameters": {}, **self.about.get("quick", {})}
+        profiles = self.about.get("profiles", {})
+        if name not in profiles:
+            raise Problem(f"{self.name} has no profile {name!r}; it has {', '.join([QUICK, *profiles])}")
+        return {"parameters": {}, **profiles[name]}
+
+    @property
+    def profiles(self) -> list[str]:
+        """Names of the profiles, quick first."""
+        return [QUICK, *self.about.get("profiles", {})]
+
+
+def root() -> Path:
+    """The project's folder: STUDYBOOK_ROOT, or the nearest one upward that holds `_config.yml` and `notebooks`."""
+    here = Path(os.environ.get("STUDYBOOK_ROOT", Path.cwd())).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "_config.yml").exists() and (folder / "notebooks").is_dir():
+            return folder
+    raise Problem(f"no study book at {here} or above it: run this inside a clone, or set STUDYBOOK_ROOT to one")
+
+
+def studies() -> dict[str, Study]:
+    """Every study of the project by name, sorted by part and name."""
+    found: dict[str, Study] = {}
+    for source in sorted((root() / "notebooks").glob("*/*.ipynb")):
+        if source.stem in found:
+            raise Problem(f"two studies are called {source.stem}: {found[source.stem].source} and {source}")
+        found[source.stem] = Study(source, _about(source.with_suffix(".yml")))
+    return found
+
+
+def find(name: str) -> Study:
+    """The study called `name`; Problem, with the nearest name, if there is none."""
+    known = studies()
+    if name not in known:
+        raise Problem(f"no study is called {name!r}{_nearest(name, known)}")
+    return known[name]
+
+
+def parameters(study: Study) -> dict[str, Any]:
+    """The defaults in the notebook's parameters cell."""
+    cells = [c for c in _notebook(study.source)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1 or cells[0]["cell_type"] != "code":
+        raise Problem(f"{study.source}: exactly one code cell must carry the tag 'parameters', found {len(cells)}")
+    values = {}
+    for node in ast.parse("".join(cells[0]["source"])).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                with contextlib.suppress(ValueError):
+                    values[name] = ast.literal_eval(value)
+                    continue
+        raise Problem(
+            f"{study.source}: the parameters cell must hold one plain assignment a line, such as SEEDS = 10; "
+            f"line {node.lineno} is no such line"
+        )
+    return values
+
+
+def typed(study: Study, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` values with the types of the notebook's own defaults; Problem for unknown names and misfits."""
+    defaults = parameters(study)
+    return {name: _typed(study, name, value, defaults) for name, value in given.items()}
+
+
+def _typed(study: Study, name: str, value: Any, defaults: Mapping[str, Any]) -> Any:
+    if name not in defaults:
+        raise Problem(f"{study.name} has no parameter {name!r}{_nearest(name, defaults)}; it has {', '.join(defaults)}")
+    kind = type(defaults[name])
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+    text = str(value).strip()
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if kind is str:
+            return str(value)
+        if kind is int:
+            return int(text)
+        if kind is float:
+            number = float(text)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        parsed = ast.literal_eval(text)
+        if type(parsed) is not kind:
+            raise ValueError
+        return parsed
+    except (KeyError, ValueError, SyntaxError):
+        raise Problem(
+            f"{study.name}: {name} must be {wanted} (as its default {defaults[name]!r}), got {text!r}"
+        ) from None
+
+
+def _about(file: Path) -> dict[str, Any]:
+    import yaml
+
+    if not file.exists():
+        raise Problem(f"{file} is missing: every notebook has a YAML file beside it with its paper and profiles")
+    try:
+        about = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise Problem(f"{file}{line}: malformed YAML ({getattr(error, 'problem', error)})") from None
+    for key, kind in {"title": str, "paper": dict, "quick": dict, "profiles": dict}.items():
+        if not isinstance(about, dict) or not isinstance(about.get(key), kind):
+            raise Problem(f"{file}: the key {key!r} must be there and be a {'text' if kind is str else 'mapping'}")
+    for name, profile in about["profiles"].items():
+        if not isinstance(profile, dict) or not isinstance(profile.get("parameters"), dict):
+            raise Problem(f"{file}: profile {name!r} must be a mapping with the key 'parameters'")
+    return about
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name.lower(), [k.lower() for k in known], 1, 0.5)
+    return "".join(f"; did you mean {k!r}?" for k in known if close and k.lower() == close[0])
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_study(
+    study: Study, profile: str, overrides: Mapping[str, Any], *, fresh: bool = False, record: bool = False,
+    force: bool = False, compute: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Executes one study and writes its page and run record; returns the record.
+
+    The page of a run that fails goes to `.studybook/failed`, with its log, and the earlier page stays. A run whose
+    sources, parameters and stored rows have not changed since the last is not repeated unless `force`.
+    """
+    given = typed(study, {**study.profile(profile)["parameters"], **overrides})
+    _check_needs(study, profile)
+    committed = results_folder(study, profile)
+    inputs = _inputs(study, profile, given, committed, fresh)
+    page, saved = _page(study), _page(study).with_suffix(".json")
+    if not (force or record or fresh) and page.exists() and saved.exists():
+        earlier = _read_record(saved)
+        if earlier.get("inputs") == inputs:
+            return {**earlier, "unchanged": True}
+    with tempfile.TemporaryDirectory(prefix="studybook-") as scratch:
+        collect, out = Path(scratch) / "rows", Path(scratch) / page.name
+        environment = {
+            "STUDYBOOK_COLLECT": str(collect),
+            "STUDYBOOK_COMMITTED": str(committed),
+            "STUDYBOOK_FRESH": "1" if fresh else "",
+            "STUDYBOOK_COMPUTE": "1" if compute else "0",
+            "PYTHONHASHSEED": "0",
+        }
+        started = datetime.datetime.now(datetime.UTC)
+        clock = time.perf_counter()
+        with _environment(environment), _watched(f"{study.name} [{profile}]", collect) as peak:
+            try:
+                _papermill(study, out, given)
+            except Exception as error:
+                _keep_failure(study, out, error)
+        seconds = time.perf_counter() - clock
+        notebook = _notebook(out)
+        done = {
+            "version": _RECORD_VERSION,
+            "study": study.name,
+            "part": study.part,
+            "profile": profile,
+            "overrides": dict(overrides),
+            "parameters": {**parameters(study), **given},
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "peak_memory_mib": round(peak()),
+            **_commit(),
+            "inputs": inputs,
+            "versions": _versions(),
+            "sweeps": _sweeps(collect),
+            "claims": _claims(notebook),
+        }
+        done["stale"] = sorted({reason for sweep in done["sweeps"] for reason in sweep["stale"]})
+        done["machine"] = _machine()
+        _check_page(study, notebook, done["claims"])
+        if record:
+            _record(study, profile, done, collect)
+            done["inputs"] = _inputs(study, profile, given, committed, fresh)  # the committed rows are new
+        _write_page(study, notebook, done)
+    return done
+
+
+def results_folder(study: Study, profile: str) -> Path:
+    """Where the committed rows and record of a profile live."""
+    return root() / "book" / "results" / study.name / profile
+
+
+def _page(study: Study) -> Path:
+    return root() / "book" / "studies" / study.part / f"{study.name}.ipynb"
+
+
+def _papermill(study: Study, out: Path, given: Mapping[str, Any]) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import papermill
+
+        papermill.execute_notebook(
+            str(study.source), str(out), dict(given), kernel_name="python3", progress_bar=False, cwd=str(root()),
+            stdout_file=None, stderr_file=None,
+        )  # fmt: skip
+
+
+def _keep_failure(study: Study, out: Path, error: Exception) -> None:
+    folder = root() / ".studybook" / "failed"
+    folder.mkdir(parents=True, exist_ok=True)
+    page, log = folder / out.name, folder / f"{study.name}.log"
+    if out.exists():
+        shutil.copy(out, page)
+    log.write_text(f"{study.source}\n\n{error}\n")
+    cell = getattr(error, "cell_index", None)
+    if cell is None:
+        raise Problem(f"{study.name} could not run: {_first_line(error)} (log: {_relative(log)})") from error
+    what = _first_line(f"{error.ename}: {error.evalue}")
+    raise Problem(f"{study.name} failed in cell {cell}: {what} (page so far: {_relative(page)}, log: {_relative(log)})")
+
+
+def _first_line(text: object) -> str:
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return lines[0] if lines else type(text).__name__
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(root()))
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    earlier = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _watched(title: str, collect: Path) -> Iterator[Any]:
+    """Shows a bar over the sweep's cases and samples the memory of this process and its kernel; gives the peak."""
+    import psutil
+    from tqdm import tqdm
+
+    peak, stop = [0.0], threading.Event()
+
+    def memory() -> float:
+        total = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total / 2**20
+
+    def watch() -> None:
+        with tqdm(desc=title, total=0, bar_format="{desc}: {n}/{total} cases [{elapsed}] {postfix}") as bar:
+            while not stop.wait(0.5):
+                peak[0] = max(peak[0], memory())
+                before = bar.n
+                with contextlib.suppress(OSError, ValueError):
+                    bar.n, bar.total = json.loads((collect / "progress.json").read_text())
+                if bar.n != before or sys.stderr.isatty():  # a log file gets a line a case, not two a second
+                    bar.refresh()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: peak[0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _check_needs(study: Study, profile: str) -> None:
+    import torch
+
+    needs = study.profile(profile).get("needs", {})
+    if needs.get("gpu") and not torch.cuda.is_available() and os.environ.get("STUDYBOOK_DEVICE") != "cpu":
+        raise Problem(
+            f"{study.name} [{profile}] needs a GPU and torch sees none here; "
+            "to run it on the CPU all the same, however long it takes, set STUDYBOOK_DEVICE=cpu"
+        )
+
+
+def _check_page(study: Study, notebook: dict, claims: Sequence[Mapping]) -> None:
+    """A page without errors on which every declared claim has a verdict, or Problem."""
+    declared = declared_claims(notebook)
+    judged = [claim["name"] for claim in claims]
+    if missing := sorted(set(declared) - set(judged)):
+        raise Problem(f"{study.name}: no verdict on {', '.join(missing)}; every claim must be judged")
+    if len(judged) != len(set(judged)):
+        raise Problem(f"{study.name}: a claim was judged twice: {', '.join(sorted(judged))}")
+    for i, cell in enumerate(notebook["cells"]):
+        if any(output.get("output_type") == "error" for output in cell.get("outputs", [])):
+            raise Problem(f"{study.name}: cell {i} of the executed page holds an error")
+
+
+def declared_claims(notebook: dict) -> list[str]:
+    """Names of the claims that a notebook writes down, in order."""
+    return [name for _, name in _calls(notebook, "Claim")]
+
+
+def _calls(notebook: dict, function: str) -> list[tuple[int, str]]:
+    """Calls of `*.function("name", ...)` in a notebook: index of the cell, and the name."""
+    found = []
+    for i, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            match node:
+                case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(name)), *_]) if (
+                    attr == function
+                ):
+                    found.append((i, name))
+    return found
+
+
+def _claims(notebook: dict) -> list[dict]:
+    outputs = [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+    return [o["metadata"]["studybook"] for o in outputs if "studybook" in o.get("metadata", {})]
+
+
+def _sweeps(collect: Path) -> list[dict]:
+    file = collect / "sweeps.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def _record(study: Study, profile: str, done: Mapping[str, Any], collect: Path) -> None:
+    """Commits nothing itself: writes record and rows to where they are committed from."""
+    folder = results_folder(study, profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    if profile != QUICK:
+        for name in ("rows.json", "rows.npz"):
+            (folder / name).unlink(missing_ok=True)
+            if (collect / name).exists():
+                shutil.copy(collect / name, folder / name)
+    _write(folder / "run.json", json.dumps(done, indent=1, sort_keys=True) + "\n")
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def _inputs(study: Study, profile: str, given: Mapping[str, Any], committed: Path, fresh: bool) -> dict[str, Any]:
+    """Hashes of everything a page is made from."""
+    rows = b"".join(f.read_bytes() for f in (committed / "rows.json", committed / "rows.npz") if f.exists())
+    return {
+        "source": _digest(study.source.read_bytes()),
+        "about": _digest(study.source.with_suffix(".yml").read_bytes()),
+        "notebook": _digest(_bare_code("\n".join(_code_cells(study.source))).encode()),
+        "library": _digest(_library(study).encode()),
+        "runner": _digest(Path(__file__).read_bytes()),
+        "rows": _digest(rows),
+        "profile": profile,
+        "given": dict(given),
+        "versions": _versions(),
+        "fresh": fresh,
+    }
+
+
+def _library(study: Study) -> str:
+    """The library modules that a notebook imports, and those that they import, without comments and docstrings."""
+    package = Path(__file__).parent
+    todo, seen = _imported("\n".join(_code_cells(study.source))), {}
+    while todo:
+        name = todo.pop()
+        file = package / f"{name}.py"
+        if name not in seen and file.exists():
+            seen[name] = _bare_code(file.read_text())
+            todo |= _imported(file.read_text())
+    return json.dumps(seen, sort_keys=True)
+
+
+def _imported(source: str) -> set[str]:
+    """Names of the studybook modules that `source` imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ImportFrom(module="studybook"):
+                found |= {alias.name for alias in node.names}
+            case ast.ImportFrom(module=str(module)) if module.startswith("studybook."):
+                found.add(module.split(".")[1])
+            case ast.Import():
+                found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("studybook.")}
+    return found
+
+
+def _bare_code(source: str) -> str:
+    from studybook import sweep
+
+    return sweep.bare(source)
+
+
+def _code_cells(file: Path) -> list[str]:
+    return [cell["source"] for cell in _notebook(file)["cells"] if cell["cell_type"] == "code"]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _commit() -> dict[str, Any]:
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=root(), capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _versions() -> dict[str, str]:
+    from studybook import __version__, sweep
+
+    return {"python": platform.python_version(), "studybook": __version__, **sweep.packages()}
+
+
+def _machine() -> dict[str, Any]:
+    from studybook import sweep
+
+    return sweep.machine()
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise Problem(f"{file} is damaged ({error}); delete it and run the study again") from None
+
+
+def _notebook(file: Path) -> dict:
+    try:
+        notebook = json.loads(file.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{file} is no readable notebook ({error})") from None
+    return notebook
+
+
+def _write(file: Path, text: str) -> None:
+    """Written whole or not at all; an unchanged file keeps its time, so that the book need not read it again."""
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+# ---------------------------------------------------------------- pages
+
+
+def _write_page(study: Study, notebook: dict, done: Mapping[str, Any]) -> None:
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("papermill", None)  # times differ in every run; the record keeps them
+        tags = cell["metadata"].get("tags", [])
+        if "injected-parameters" in tags:
+            cell["metadata"]["tags"] = [*tags, "hide-input"]
+        cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        if cell["cell_type"] != "code":
+            del cell["outputs"]
+    notebook["metadata"].pop("papermill", None)
+    for text, name, at in (
+        (_card(study, done), "card", 1),
+        (_box(study, done), "provenance", len(notebook["cells"]) + 1),
+    ):
+        notebook["cells"].insert(at, {"cell_type": "markdown", "id": name, "metadata": {}, "source": text})
+    page = _page(study)
+    _write(page, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    _write(page.with_suffix(".json"), json.dumps(done, indent=1, sort_keys=True) + "\n")
+
+
+def _card(study: Study, done: Mapping[str, Any]) -> str:
+    paper = study.about["paper"]
+    tally = ", ".join(f"{n} {verdict}" for verdict, n in _tally(done["claims"]).items() if n)
+    lines = [
+        ":::{card}",
+        f"[{paper['title']}]({paper['url']}), {paper['authors']}, {paper['venue']} {paper['year']}",
+        "",
+        f"**This page:** {study.profile(done['profile']).get('says', '')} "
+        f"(profile `{done['profile']}`{', parameters changed' if done['overrides'] else ''}). **Verdicts:** {tally}.",
+        ":::",
+    ]
+    if done["stale"]:
+        lines += ["", f":::{{warning}}\n{_stale_sentence(done)}\n:::"]
+    return "\n".join(lines)
+
+
+def _stale_sentence(done: Mapping[str, Any]) -> str:
+    return (
+        f"Stale: the {' and '.join(done['stale'])} behind the stored numbers of this page changed since they were "
+        f"measured. `studybook run {done['study']} --profile {done['profile']} --fresh` measures them again."
+    )
+
+
+def _box(study: Study, done: Mapping[str, Any]) -> str:
+    def machine(value: Mapping[str, Any]) -> str:
+        return f"{value['processor']}, {value['cores']} cores in use, {value['memory']} GiB, device {value['device']}"
+
+    measured = sorted({m for sweep in done["sweeps"] for m in sweep["measured"]})
+    data = {name: mark for sweep in done["sweeps"] for name, mark in (sweep["data"] or {}).items()}
+    total = {
+        key: sum(s[key] for s in done["sweeps"]) for key in ("cases", "computed", "stored", "committed", "seconds")
+    }
+    command = f"studybook run {study.name}" + ("" if done["profile"] == QUICK else f" --profile {done['profile']}")
+    command += "".join(f" -p {name} {value}" for name, value in done["overrides"].items())
+    rows = {
+        "profile": done["profile"],
+        "parameters": ", ".join(f"{name} = {value!r}" for name, value in done["parameters"].items()),
+        "run": f"{done['started']}, {done['seconds']:.0f} s, peak memory {done['peak_memory_mib']:,} MiB",
+        "rows": f"{total['cases']} cases, {total['seconds']:.0f} s of measuring; {total['computed']} computed in this "
+        f"run, {total['stored']} found in the store, {total['committed']} from the repository",
+        "measured on": "; ".join(machine(json.loads(m)) for m in measured) or "no sweep",
+        "page made on": machine(done["machine"]),
+        "data": ", ".join(f"{name} ({mark})" for name, mark in data.items()) or "generated",
+        "commit": f"{(done['commit'] or 'none')[:12]}{' with uncommitted changes' if done['dirty'] else ''}",
+        "notebook, library": f"{done['inputs']['notebook']}, {done['inputs']['library']}",
+        "versions": ", ".join(f"{name} {version}" for name, version in done["versions"].items()),
+    }
+    table = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
+    return "\n".join(
+        [
+            ":::{admonition} How this page was made",
+            ":class: dropdown provenance",
+            f'<table class="provenance">{table}</table>',
+            "",
+            "To run it again:",
+            "```bash",
+            command,
+            "```",
+            ":::",
+        ]
+    )
+
+
+def _tally(claims: Sequence[Mapping]) -> dict[str, int]:
+    from studybook.ledger import VERDICTS
+
+    return {verdict: sum(claim["verdict"] == verdict for claim in claims) for verdict in VERDICTS}
+
+
+# ---------------------------------------------------------------- the book
+
+
+def records() -> list[dict[str, Any]]:
+    """The record of every study and profile that has one: the committed ones, and the quick pages made here."""
+    found = []
+    for study in studies().values():
+        for profile in study.profiles:
+            page, committed = _page(study).with_suffix(".json"), results_folder(study, profile) / "run.json"
+            made = _read_record(page) if page.exists() else {}
+            if profile == QUICK and made.get("profile") == QUICK and not made["overrides"]:
+                found.append(made)
+            elif committed.exists():
+                found.append(_read_record(committed))
+    return found
+
+
+def moved_on(record: Mapping[str, Any]) -> list[str]:
+    """What has changed since a record was written: reasons to call it stale."""
+    study = find(record["study"])
+    reasons = set(record["stale"])
+    now = _inputs(study, record["profile"], {}, results_folder(study, record["profile"]), False)
+    for part in ("notebook", "library"):
+        if now[part] != record["inputs"][part]:
+            reasons.add(part)
+    return sorted(reasons)
+
+
+def build_book() -> Path:
+    """Checks the executed pages, writes the generated ones and calls Jupyter Book with warnings as errors."""
+    book = root() / "book"
+    for study in studies().values():
+        if not _page(study).exists() or not _page(study).with_suffix(".json").exists():
+            raise Problem(f"{study.name} has not been run yet: studybook run {study.name}")
+        record = _read_record(_page(study).with_suffix(".json"))
+        _check_page(study, _notebook(_page(study)), record["claims"])
+    _write(book / "_generated" / "scoreboard.md", _scoreboard(records()))
+    _install_mathjax(book / "_vendor" / "mathjax")
+    log = book / "_build" / "build.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        "book",
+        "--path-output",
+        "book",
+        "--config",
+        "_config.yml",
+        "-W",
+        "--keep-going",
+    ]
+    with log.open("w") as out:
+        done = subprocess.run(command, cwd=root(), stdout=out, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        lines = [x for x in log.read_text().splitlines() if "WARNING" in x or "ERROR" in x or "Error" in x]
+        raise Problem(f"the book did not build: {'; '.join(lines[:5]) or 'see the log'} (log: {_relative(log)})")
+    return book / "_build" / "html" / "index.html"
+
+
+def _install_mathjax(folder: Path) -> None:
+    """Copies MathJax out of the package that ships it, so that formulas render without a network."""
+    spec = importlib.util.find_spec("mathjax")
+    if spec is None or spec.origin is None:
+        raise Problem("the package django-static-mathjax, which ships MathJax, is not installed: make book installs it")
+    shipped = Path(spec.origin).parent / "static" / "mathjax" / "es5"
+    fonts = Path("output") / "chtml" / "fonts" / "woff-v2"
+    if not (folder / fonts).exists():
+        shutil.copytree(shipped / fonts, folder / fonts)
+    if not (folder / "tex-mml-chtml.js").exists():
+        shutil.copy(shipped / "tex-mml-chtml.js", folder)
+
+
+def _scoreboard(found: Sequence[Mapping[str, Any]]) -> str:
+    """Every claim with the paper's number, ours, the interval drawn against the threshold, and the verdict."""
+    tally = _tally([claim for record in found for claim in record["claims"]])
+    head = ", ".join(f"**{n}** {verdict}" for verdict, n in tally.items())
+    lines = [f"{sum(tally.values())} claims judged: {head}.", ""]
+    for record in found:
+        study = find(record["study"])
+        stale = moved_on(record)
+        machines = {json.loads(m)["device"] for s in record["sweeps"] for m in s["measured"]}
+        lines += [
+            f"## {study.about['title']}",
+            "",
+            f"{{doc}}`Page </studies/{study.part}/{study.name}>`, profile `{record['profile']}`: "
+            f"{study.profile(record['profile']).get('says', '')}. Measured on {', '.join(sorted(machines)) or 'cpu'}, "
+            f"recorded {record['started'][:10]}, {'**stale** (' + ', '.join(stale) + ')' if stale else 'fresh'}.",
+            "",
+            '<div class="scoreboard-scroll"><table class="scoreboard"><thead><tr><th>claim</th><th>paper</th><th>ours</th>'
+            "<th>95 % interval against the threshold</th><th>verdict</th></tr></thead><tbody>",
+            *(_scoreboard_row(claim) for claim in record["claims"]),
+            "</tbody></table></div>",
+            "",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _scoreboard_row(claim: Mapping[str, Any]) -> str:
+    def show(value: float | None) -> str:
+        return "unbounded" if value is None else format(value, claim["unit"])
+
+    text = html.escape(claim["text"]) + (" <i>(control)</i>" if claim["control"] else "")
+    numbers = f"{show(claim['low'])} to {show(claim['high'])}, n = {claim['n']}"
+    return (
+        f"<tr><td>{text}</td><td>{html.escape(claim['paper']) or '&ndash;'}</td><td>{show(claim['mean'])}</td>"
+        f"<td>{_drawn(claim)}<br><small>{numbers}</small></td>"
+        f'<td><span class="badge verdict-{claim["verdict"]}">{claim["verdict"]}</span></td></tr>'
+    )
+
+
+def _drawn(claim: Mapping[str, Any]) -> str:
+    """The interval as a small bar; the dashed line is the threshold, the shaded side is the claimed one."""
+    above = claim["above"] is not None
+    threshold = claim["above"] if above else claim["below"]
+    low, high = (claim["mean"] if end is None else end for end in (claim["low"], claim["high"]))
+    reach = max(abs(low - threshold), abs(high - threshold), 1e-12) * 1.15
+
+    def x(value: float) -> float:
+        return round(80 + 78 * (value - threshold) / reach, 1)
+
+    words = (
+        f"interval {format(low, claim['unit'])} to {format(high, claim['unit'])}, "
+        f"claimed {'above' if above else 'below'} {format(threshold, claim['unit'])}"
+    )
+    return (
+        f'<svg class="interval verdict-{claim["verdict"]}" viewBox="0 0 160 16" role="img" aria-label="{words}">'
+        f'<rect class="claimed" x="{80 if above else 0}" y="0" width="80" height="16"/>'
+        f'<line class="threshold" x1="80" x2="80" y1="0" y2="16"/>'
+        f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="8" y2="8"/>'
+        f'<circle class="dot" cx="{x(claim["mean"])}" cy="8" r="3.5"/></svg>'
+    )
+
+
+# ---------------------------------------------------------------- check
+
+
+def compare(committed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences between two records of one study, number by number within TOLERANCE and verdict by verdict."""
+    found = []
+    old, new = ({claim["name"]: claim for claim in record["claims"]} for record in (committed, now))
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old or name not in new:
+            found.append(f"{name}: only in the {'committed' if name in old else 'new'} record")
+            continue
+        if old[name]["verdict"] != new[name]["verdict"]:
+            found.append(f"{name}: verdict {old[name]['verdict']}, now {new[name]['verdict']}")
+        for number in ("mean", "low", "high", "n"):
+            a, b = old[name][number], new[name][number]
+            if (a is None) != (b is None) or a is not None and abs(a - b) > max(1e-4, TOLERANCE * abs(a)):
+                found.append(f"{name}: {number} {a}, now {b}")
+    return found
+
+
+# ---------------------------------------------------------------- the command
+
+
+class _Studies(click.ParamType):
+    """A study's name, with tab completion."""
+
+    name = "study"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list:
+        return [click.shell_completion.CompletionItem(name) for name in studies() if name.startswith(incomplete)]
+
+
+@click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve each other where cores are shared
+
+
+@main.command("list")
+def _list() -> None:
+    """What studies there are, with paper, profiles and how long they take."""
+    for study in studies().values():
+        paper = study.about["paper"]
+        click.echo(f"{study.part}/{click.style(study.name, bold=True)}: {study.about['title']}")
+        click.echo(f"    {paper['authors']} ({paper['venue']} {paper['year']})")
+        for name in study.profiles:
+            profile = study.profile(name)
+            click.echo(f"    {name:9} {profile.get('says', '')}, about {_duration(profile.get('seconds', 0))}")
+
+
+@main.command("run")
+@click.argument("names", nargs=-1, type=_Studies(), metavar="[STUDY]...")
+@click.option("--all", "everything", is_flag=True, help="Run every study.")
+@click.option("--profile", default=QUICK, show_default=True, help="How big: quick, standard or full.")
+@click.option(
+    "-p", "given", type=(str, str), multiple=True, metavar="NAME VALUE", help="Change a parameter; repeatable."
+)
+@click.option("--fresh", is_flag=True, help="Measure again what the repository's stored rows no longer fit.")
+@click.option("--force", is_flag=True, help="Execute the notebook even if nothing has changed.")
+@click.option("--record", is_flag=True, help="Write rows and record to book/results, to be committed.")
+@click.option("--drawn", is_flag=True, help="Compute nothing: draw from committed rows, or quick where there are none.")
+def _run(
+    names: Sequence[str], everything: bool, profile: str, given: Sequence[tuple[str, str]], fresh: bool, force: bool,
+    record: bool, drawn: bool,
+) -> None:  # fmt: skip
+    """Run studies and write their pages and records."""
+    chosen = list(studies().values()) if everything else [find(name) for name in names]
+    if not chosen:
+        raise Problem("name a study (studybook list shows them), or give --all")
+    if record and given:
+        raise Problem("--record keeps a profile as it stands; it cannot be combined with -p")
+    overrides = dict(given)
+    for study in chosen:  # refuse before anything runs
+        typed(study, {**study.profile(profile)["parameters"], **overrides})
+    failed = []
+    for study in chosen:
+        rows_there = (results_folder(study, profile) / "rows.json").exists()
+        use = QUICK if drawn and not rows_there else profile
+        try:
+            done = run_study(
+                study, use, typed(study, overrides), fresh=fresh, record=record, force=force,
+                compute=not (drawn and use != QUICK),
+            )  # fmt: skip
+        except Problem as problem:
+            failed.append(study.name)
+            problem.show()
+            continue
+        except KeyboardInterrupt:
+            click.echo(
+                f"\n{study.name}: interrupted; finished cases are stored, the same command goes on from there", err=True
+            )
+            sys.exit(130)
+        tally = ", ".join(f"{n} {verdict}" for verdict, n in _tally(done["claims"]).items() if n)
+        took = "unchanged" if done.get("unchanged") else f"{done['seconds']:.0f} s"
+        stale = f", stale ({', '.join(done['stale'])})" if done["stale"] else ""
+        click.echo(f"{study.name} [{use}]: {tally} ({took}{stale})")
+    if failed:
+        raise Problem(f"{len(failed)} of {len(chosen)} studies failed: {', '.join(failed)}")
+
+
+@main.command("build")
+def _build() -> None:
+    """Build the book's pages from the studies that were run."""
+    click.echo(f"the book is at {_relative(build_book())}")
+
+
+@main.command("status")
+def _status() -> None:
+    """Verdicts, age and machine of every study and profile, fresh or stale."""
+    known = {(record["study"], record["profile"]): record for record in records()}
+    for study in studies().values():
+        for profile in study.profiles:
+            record = known.get((study.name, profile))
+            if record is None:
+                click.echo(f"{study.name:24} {profile:9} not run")
+                continue
+            tally = ", ".join(f"{n} {verdict}" for verdict, n in _tally(record["claims"]).items() if n)
+            days = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(record["started"])).days
+            devices = sorted({json.loads(m)["device"] for s in record["sweeps"] for m in s["measured"]})
+            state = moved_on(record)
+            freshness = f"stale ({', '.join(state)})" if state else "fresh"
+            click.echo(f"{study.name:24} {profile:9} {tally}; {days} days old; {', '.join(devices)}; {freshness}")
+
+
+@main.command("check")
+@click.argument("name", type=_Studies(), metavar="STUDY")
+def _check(name: str) -> None:
+    """Compute a study's quick profile anew and compare it with the committed record."""
+    study = find(name)
+    file = results_folder(study, QUICK) / "run.json"
+    if not file.exists():
+        raise Problem(f"{name} has no committed quick record: studybook run {name} --record writes it")
+    committed = _read_record(file)
+    with tempfile.TemporaryDirectory(prefix="studybook-") as empty, _environment({"STUDYBOOK_CACHE": empty}):
+        now = run_study(study, QUICK, {}, force=True)
+    if found := compare(committed, now):
+        listed = "\n".join(f"  {line}" for line in found)
+        raise Problem(f"{name} differs from its committed quick record (tolerance {TOLERANCE:.1%}):\n{listed}")
+    click.echo(f"{name}: {len(now['claims'])} claims agree with the committed record within {TOLERANCE:.1%}")
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
