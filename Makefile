@@ -37,7 +37,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 lock: | $(BIN)/uv
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
 
 clean:

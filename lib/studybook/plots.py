@@ -51,7 +51,12 @@ def counts(ax: Axes, bins: Bins, title: str) -> Axes:
 
 
 def band(
-    ax: Axes, x: Sequence[float], members: Float[Tensor, "E X"], label: str, color: int = 0, linestyle: str = "-"
+    ax: Axes,
+    x: Sequence[float | int | str],
+    members: Float[Tensor, "E X"],
+    label: str,
+    color: int = 0,
+    linestyle: str = "-",
 ) -> Axes:
     """Mean over members as a line, their range from lowest to highest as a band; `color` counts in the palette."""
     shade = sns.color_palette("colorblind")[color]

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import click.shell_completion
 
 QUICK = "quick"
 TOLERANCE = 1e-3  # of a number in a record against the same number computed again, relative; floor 1e-4
@@ -263,8 +264,8 @@ def _papermill(study: Study, out: Path, given: Mapping[str, Any]) -> None:
         import papermill
 
         papermill.execute_notebook(
-            str(study.source), str(out), dict(given), kernel_name="python3", progress_bar=False, cwd=str(root()),
-            stdout_file=None, stderr_file=None,
+            str(study.source), str(out), dict(given), kernel_name="python3", language="python", cwd=str(root()),
+            progress_bar=False,
         )  # fmt: skip
 
 
@@ -321,15 +322,19 @@ def _watched(title: str, collect: Path) -> Iterator[Any]:
         return total / 2**20
 
     def watch() -> None:
-        with tqdm(desc=title, total=0, bar_format="{desc}: {n}/{total} cases [{elapsed}] {postfix}") as bar:
-            while not stop.wait(0.5):
-                peak[0] = max(peak[0], memory())
-                before = bar.n
-                with contextlib.suppress(OSError, ValueError):
-                    bar.n, bar.total = json.loads((collect / "progress.json").read_text())
-                if bar.n != before or sys.stderr.isatty():  # a log file gets a line a case, not two a second
+        bar = None
+        while not stop.wait(0.5):
+            peak[0] = max(peak[0], memory())
+            with contextlib.suppress(OSError, ValueError):
+                done, total = json.loads((collect / "progress.json").read_text())
+                bar = bar or tqdm(desc=title, total=total, initial=done, unit=" cases", leave=False)
+                if done != bar.n or sys.stderr.isatty():  # a log file gets a line a case, not two a second
+                    bar.update(done - bar.n)
                     bar.refresh()
+        if bar is not None:
+            bar.close()
 
+    click.echo(f"{title}: running", err=True)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -697,8 +702,9 @@ def _scoreboard(found: Sequence[Mapping[str, Any]]) -> str:
             f"{study.profile(record['profile']).get('says', '')}. Measured on {', '.join(sorted(machines)) or 'cpu'}, "
             f"recorded {record['started'][:10]}, {'**stale** (' + ', '.join(stale) + ')' if stale else 'fresh'}.",
             "",
-            '<div class="scoreboard-scroll"><table class="scoreboard"><thead><tr><th>claim</th><th>paper</th><th>ours</th>'
-            "<th>95 % interval against the threshold</th><th>verdict</th></tr></thead><tbody>",
+            '<div class="scoreboard-scroll"><table class="scoreboard"><thead><tr>'
+            "<th>claim</th><th>paper</th><th>ours</th><th>95 % interval against the threshold</th><th>verdict</th>",
+            "</tr></thead><tbody>",
             *(_scoreboard_row(claim) for claim in record["claims"]),
             "</tbody></table></div>",
             "",
@@ -884,8 +890,12 @@ def _check(name: str) -> None:
     click.echo(f"{name}: {len(now['claims'])} claims agree with the committed record within {TOLERANCE:.1%}")
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds: int | float) -> str:
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -142,7 +142,7 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
     values: dict[str, Any] = {}
     todo: list[Any] = [function]
     while todo:
-        thing = todo.pop()
+        thing = inspect.unwrap(todo.pop())
         label = f"{thing.__module__}.{thing.__qualname__}"
         if label in sources:
             continue
@@ -207,7 +207,7 @@ def machine() -> dict[str, Any]:
 def write_rows(entries: Sequence[dict], folder: Path) -> None:
     """Entries of a sweep as `rows.json`, one case a line, with their arrays in `rows.npz`, written atomically."""
     arrays: dict[str, np.ndarray] = {}
-    lines = [json.dumps(_packed(entry, arrays, f"{i}."), sort_keys=True) for i, entry in enumerate(entries)]
+    lines = [json.dumps(_packed(entry, arrays, f"{i}.")) for i, entry in enumerate(entries)]
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "rows.json", ("[\n" + ",\n".join(lines) + "\n]\n").encode())
     if arrays:
@@ -333,10 +333,10 @@ def _plain(case: Case) -> dict:
 
 def _plain_value(name: str, value: Any, codes: list[Any]) -> Any:
     """A global as plain JSON values, with the functions and classes in it gathered in `codes`; None for modules."""
-    if isinstance(value, functools._lru_cache_wrapper):
-        value = value.__wrapped__
     if isinstance(value, types.ModuleType):
         return None
+    if callable(value):
+        value = inspect.unwrap(value)
     if isinstance(value, types.FunctionType | type):
         codes.append(value)
         return f"{value.__module__}.{value.__qualname__}"

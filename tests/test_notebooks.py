@@ -1,0 +1,137 @@
+"""What every study must be, and that each runs at its quick profile."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, USERS_ENVIRONMENT
+
+from studybook import runner
+
+STUDIES = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
+FORBIDDEN = ("argparse", "sys.path", ".cuda()", ".to(device", "eval(", "manual_seed(0)", "savefig", "filterwarnings")
+
+
+def ids(path):
+    return path.stem
+
+
+@pytest.fixture(params=STUDIES, ids=ids)
+def study(request):
+    return request.param
+
+
+@pytest.fixture
+def cells(study):
+    return runner._notebook(study)["cells"]
+
+
+def code(cells):
+    return [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_there_are_studies():
+    assert STUDIES
+
+
+def test_sources_carry_no_outputs(study):
+    for cell in json.loads(study.read_text())["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+def test_the_notebook_begins_with_a_title_a_citation_and_parameters(cells):
+    assert re.match(r"# \S", cells[0]["source"])
+    assert "{cite" in cells[0]["source"]
+    tagged = [i for i, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    lines = cells[tagged[0]]["source"].splitlines()
+    assert all(re.fullmatch(r"[A-Z][A-Z0-9_]* = .+  # .+", line) for line in lines), "each parameter needs a comment"
+
+
+def test_claims_stand_before_the_measurement_and_each_is_judged(cells):
+    notebook = {"cells": cells}
+    claims = runner._calls(notebook, "Claim")
+    first_run = next(i for i, c in enumerate(cells) if c["cell_type"] == "code" and "sweep.run(" in c["source"])
+    assert claims
+    assert all(i < first_run for i, _ in claims)
+    assert len({name for _, name in claims}) == len(claims)
+    assert any("control=True" in source for source in code(cells))
+    assert sum(source.count("ledger.judge(") for source in code(cells)) >= 1
+
+
+def test_no_cell_does_what_the_library_is_for(cells):
+    for source in code(cells):
+        assert not any(word in source for word in FORBIDDEN), source
+        assert not any(isinstance(node, ast.Try) for node in ast.walk(ast.parse(source)))
+
+
+def test_figures_have_alt_text(cells):
+    for cell in cells:
+        if cell["cell_type"] == "code" and "plt.subplots" in cell["source"]:
+            alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(alt) > 40, cell["source"]
+
+
+def test_profiles_name_parameters_that_the_notebook_has(study):
+    one = runner.Study(study, yaml.safe_load(study.with_suffix(".yml").read_text()))
+    for profile in one.profiles:
+        runner.typed(one, one.profile(profile)["parameters"])
+        assert one.profile(profile)["says"]
+        assert one.profile(profile)["seconds"] > 0
+    assert one.about["paper"]["key"] in (ROOT / "book" / "references.bib").read_text()
+
+
+def test_every_study_is_in_the_table_of_contents_and_its_parts_opener(study):
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    assert f"studies/{study.parent.name}/{study.stem}" in files
+    assert f"/{study.stem}`" in (ROOT / "book" / "parts" / f"{study.parent.name}.md").read_text()
+
+
+def committed(pattern):
+    return sorted((ROOT / "book" / "results").glob(pattern))
+
+
+def test_every_study_has_a_committed_quick_record(study):
+    record = json.loads((ROOT / "book" / "results" / study.stem / "quick" / "run.json").read_text())
+    assert [c["name"] for c in record["claims"]] == runner.declared_claims(runner._notebook(study))
+
+
+@pytest.mark.parametrize("file", committed("*/*/run.json"), ids=lambda f: "/".join(f.parts[-3:-1]))
+def test_committed_records_are_of_unchanged_profiles_with_every_verdict(file):
+    record = json.loads(file.read_text())
+    one = runner.find(record["study"])
+    expected = {**runner.parameters(one), **one.profile(record["profile"])["parameters"]}
+    assert record["parameters"] == expected
+    assert not record["overrides"]
+    assert not record["stale"]
+    assert {c["verdict"] for c in record["claims"]} <= {"reproduced", "contradicted", "inconclusive"}
+    assert file.stat().st_size < 100_000
+
+
+@pytest.mark.slow
+def test_every_quick_profile_runs(users_book):
+    for study in STUDIES:
+        record = json.loads((ROOT / "book" / "studies" / study.parent.name / f"{study.stem}.json").read_text())
+        assert record["profile"] == "quick"
+        assert not record["stale"]
+        assert [c["name"] for c in record["claims"]] == runner.declared_claims(runner._notebook(study))
+
+
+@pytest.mark.slow
+def test_plain_papermill_runs_the_calibration_study(tmp_path):
+    source = ROOT / "notebooks" / "calibration" / "calibration.ipynb"
+    command = [str(Path(sys.executable).with_name("papermill")), str(source), str(tmp_path / "out.ipynb")]
+    command += ["-p", "SEEDS", "2", "-p", "EPOCHS", "1", "--no-progress-bar"]
+    environment = {**USERS_ENVIRONMENT, "STUDYBOOK_CACHE": os.environ["STUDYBOOK_CACHE"]}
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
+    claims = runner._claims(runner._notebook(tmp_path / "out.ipynb"))
+    assert {claim["n"] for claim in claims} == {2}
+    assert {claim["verdict"] for claim in claims} == {"inconclusive"}

@@ -1,0 +1,51 @@
+import matplotlib as mpl
+
+mpl.use("agg")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from studybook import plots
+from studybook.calibration import Bins
+from studybook.stats import Interval
+
+
+@pytest.fixture
+def ax():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def test_reliability_bars_stand_where_the_bins_are_and_empty_bins_are_left_out(ax):
+    count = torch.tensor([0.0, 2, 0, 6])
+    plots.reliability(ax, Bins(count, torch.tensor([0.0, 0.5, 0, 0.9]), torch.tensor([0.0, 0.4, 0, 0.95])), "title")
+    bars = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in ax.patches]
+    assert bars[0] == pytest.approx((0.25, 0.0, 0.25, 0.5))
+    assert bars[1] == pytest.approx((0.25, 0.5, 0.25, -0.1))
+    assert bars[2] == pytest.approx((0.75, 0.0, 0.25, 0.9))
+    assert len(bars) == 4
+    assert ax.patches[0].get_alpha() < ax.patches[2].get_alpha() == 1.0
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("confidence", "accuracy", "title")
+
+
+def test_counts_are_shares(ax):
+    plots.counts(ax, Bins(torch.tensor([1.0, 3]), torch.zeros(2), torch.zeros(2)), "")
+    assert [p.get_height() for p in ax.patches] == pytest.approx([0.25, 0.75])
+
+
+def test_a_band_runs_from_the_lowest_to_the_highest_member(ax):
+    plots.band(ax, [1, 2], torch.tensor([[0.0, 1.0], [2.0, 5.0]]), "name")
+    assert ax.lines[0].get_ydata().tolist() == [1.0, 3.0]
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(c) for c in corners.tolist()} >= {(1.0, 0.0), (1.0, 2.0), (2.0, 1.0), (2.0, 5.0)}
+
+
+def test_intervals_are_drawn_first_on_top(ax):
+    plots.intervals(ax, ["a", "b"], [Interval(0.5, 0.4, 0.6, 3), Interval(0.2, 0.1, 0.3, 3)], threshold=0.45)
+    assert ax.lines[0].get_xdata() == pytest.approx([0.4, 0.6])
+    assert ax.lines[2].get_xdata() == pytest.approx([0.1, 0.3])
+    assert ax.lines[4].get_xdata() == pytest.approx([0.45, 0.45])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.yaxis_inverted()

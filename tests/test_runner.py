@@ -1,0 +1,299 @@
+import json
+import textwrap
+
+import click
+import nbformat
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from studybook import runner
+
+ABOUT = """
+title: Coins
+paper: {key: a2020, title: On Coins, authors: "A, B", year: 2020, venue: ICML, url: "https://example.org"}
+quick: {says: three coins, seconds: 1}
+profiles:
+  standard: {says: more coins, seconds: 9, parameters: {FLIPS: 50}}
+  full: {says: all coins, seconds: 9, needs: {gpu: true}, parameters: {FLIPS: 500}}
+"""
+PARAMETERS = """
+FLIPS = 20       # flips of each coin
+BIAS = 0.25      # added to a half
+LABEL = "heads"  # which side counts
+STRICT = False   # whether to fail
+"""
+CLAIMS = """
+from studybook import ledger, stats, sweep
+import torch
+biased = ledger.Claim("biased", "heads come up more often than not", above=0.5, paper="0.75", unit=".2f")
+"""
+SWEEP = """
+def measure(case):
+    if STRICT:
+        raise RuntimeError("the coin broke")
+    g = torch.Generator().manual_seed(case["seed"])
+    return {"heads": (torch.rand(FLIPS, generator=g) < 0.5 + BIAS).double().mean()}
+
+table = sweep.run(measure, [{"seed": s} for s in range(4)])
+"""
+JUDGE = """
+ledger.judge(biased, stats.interval(torch.tensor(table["heads"])));
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A book of one small study, as the current folder."""
+    folder = tmp_path / "book of coins"
+    write(folder, JUDGE)
+    (folder / "_config.yml").write_text("title: Coins\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("STUDYBOOK_ROOT", raising=False)
+    return folder
+
+
+def write(folder, judge, claims=CLAIMS, about=ABOUT):
+    (folder / "notebooks" / "money").mkdir(parents=True, exist_ok=True)
+    parameters = new_code_cell(textwrap.dedent(PARAMETERS).strip(), metadata={"tags": ["parameters"]})
+    cells = [new_markdown_cell("# Coins"), parameters, *(new_code_cell(c.strip()) for c in (claims, SWEEP, judge))]
+    notebook = new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nbformat.write(notebook, folder / "notebooks" / "money" / "coins.ipynb")
+    (folder / "notebooks" / "money" / "coins.yml").write_text(about)
+
+
+def command(*words):
+    return CliRunner().invoke(runner.main, words)
+
+
+def record(project):
+    return json.loads((project / "book" / "studies" / "money" / "coins.json").read_text())
+
+
+# ---------------------------------------------------------------- refusals, before any kernel starts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "coin"], "no study is called 'coin'; did you mean 'coins'?"),
+        (["run", "coins", "-p", "FLIP", "3"], "no parameter 'FLIP'; did you mean 'FLIPS'?"),
+        (["run", "coins", "-p", "FLIPS", "many"], "FLIPS must be a whole number (as its default 20), got 'many'"),
+        (["run", "coins", "-p", "FLIPS", "2.5"], "FLIPS must be a whole number"),
+        (["run", "coins", "-p", "BIAS", "nan"], "BIAS must be a number (as its default 0.25), got 'nan'"),
+        (["run", "coins", "-p", "STRICT", "maybe"], "STRICT must be true or false"),
+        (["run", "coins", "--profile", "huge"], "no profile 'huge'; it has quick, standard, full"),
+        (["run"], "name a study (studybook list shows them), or give --all"),
+        (["run", "coins", "--record", "-p", "FLIPS", "3"], "--record keeps a profile as it stands"),
+        (["check", "coins"], "no committed quick record: studybook run coins --record writes it"),
+        (["build"], "coins has not been run yet: studybook run coins"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(project, monkeypatch, words, message):
+    monkeypatch.setattr(runner, "_papermill", lambda *_: pytest.fail("a kernel was started"))
+    answer = command(*words)
+    assert answer.exit_code == 1
+    assert message in answer.output
+    assert "Traceback" not in answer.output
+
+
+def test_a_profile_that_needs_a_gpu_says_so(project, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    answer = command("run", "coins", "--profile", "full")
+    assert answer.exit_code == 1
+    assert "coins [full] needs a GPU and torch sees none here" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("title: {a\nb", "coins.yml, line 2: malformed YAML"),
+        (ABOUT.replace("title: Coins", "name: Coins"), "the key 'title' must be there and be a text"),
+        (ABOUT.replace("parameters: {FLIPS: 50}", "FLIPS: 50"), "profile 'standard' must be a mapping"),
+    ],
+)
+def test_malformed_yaml_is_refused_by_file_and_line(project, about, message):
+    write(project, JUDGE, about=about)
+    answer = command("list")
+    assert answer.exit_code == 1
+    assert message in answer.output
+
+
+def test_a_profile_with_an_unknown_parameter_is_refused(project):
+    write(project, JUDGE, about=ABOUT.replace("FLIPS: 50", "FLOPS: 50"))
+    answer = command("run", "coins", "--profile", "standard")
+    assert answer.exit_code == 1
+    assert "no parameter 'FLOPS'; did you mean 'FLIPS'?" in answer.output
+
+
+def test_outside_a_project_the_command_says_where_to_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = command("list")
+    assert answer.exit_code == 1
+    assert "run this inside a clone, or set STUDYBOOK_ROOT" in answer.output
+
+
+def test_parameters_must_be_plain_lines(project):
+    notebook = nbformat.read(project / "notebooks" / "money" / "coins.ipynb", 4)
+    notebook.cells[1].source = "A, B = 1, 2"
+    nbformat.write(notebook, project / "notebooks" / "money" / "coins.ipynb")
+    answer = command("run", "coins")
+    assert "must hold one plain assignment a line" in answer.output
+
+
+def test_values_take_the_type_of_their_default(project):
+    study = runner.find("coins")
+    given = {"FLIPS": "7", "BIAS": "1", "LABEL": "tails", "STRICT": "true"}
+    typed = runner.typed(study, given)
+    assert typed == {"FLIPS": 7, "BIAS": 1.0, "LABEL": "tails", "STRICT": True}
+    assert [type(v) for v in typed.values()] == [int, float, str, bool]
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_run_leaves_a_page_and_a_record(project):
+    answer = command("run", "coins", "-p", "FLIPS", "40")
+    assert answer.exit_code == 0, answer.output
+    assert "coins [quick]: 1 reproduced" in answer.output
+    done = record(project)
+    assert done["parameters"] == {"FLIPS": 40, "BIAS": 0.25, "LABEL": "heads", "STRICT": False}
+    assert done["overrides"] == {"FLIPS": 40}
+    assert [(c["name"], c["verdict"], c["n"]) for c in done["claims"]] == [("biased", "reproduced", 4)]
+    assert done["sweeps"][0]["computed"] == 4
+    assert done["peak_memory_mib"] > 50
+    assert {"python", "torch", "studybook"} <= set(done["versions"])
+    assert {"processor", "cores", "device", "memory"} == set(done["machine"])
+    page = nbformat.read(project / "book" / "studies" / "money" / "coins.ipynb", 4)
+    nbformat.validate(page)
+    box = page.cells[-1].source
+    for part in ("How this page was made", "FLIPS = 40", "studybook run coins -p FLIPS 40", "4 cases"):
+        assert part in box
+    assert "A, B, ICML 2020" in page.cells[1].source
+
+
+def test_an_unchanged_study_is_not_run_again_and_a_changed_one_is(project, monkeypatch):
+    command("run", "coins")
+    runs = []
+    real = runner._papermill
+    monkeypatch.setattr(runner, "_papermill", lambda *a: runs.append(a) or real(*a))
+    assert "(unchanged)" in command("run", "coins").output
+    assert runs == []
+    write(project, JUDGE + "# changed")
+    assert "1 reproduced" in command("run", "coins").output
+    assert len(runs) == 1
+    assert record(project)["sweeps"][0]["stored"] == 4
+
+
+def test_a_failure_names_the_cell_keeps_the_earlier_page_and_lets_other_studies_go_on(project):
+    command("run", "coins")
+    before = (project / "book" / "studies" / "money" / "coins.ipynb").read_text()
+    other = project / "notebooks" / "money"
+    for suffix in ("ipynb", "yml"):
+        (other / f"dice.{suffix}").write_text((other / f"coins.{suffix}").read_text())
+    write(project, JUDGE, claims=CLAIMS + "\n1 / 0")
+    answer = command("run", "--all")
+    assert answer.exit_code == 1
+    assert "coins failed in cell 2: ZeroDivisionError: division by zero" in answer.output
+    assert "dice [quick]: 1 reproduced" in answer.output
+    assert "1 of 2 studies failed: coins" in answer.output
+    assert (project / "book" / "studies" / "money" / "coins.ipynb").read_text() == before
+    assert "ZeroDivisionError" in (project / ".studybook" / "failed" / "coins.log").read_text()
+    assert (project / ".studybook" / "failed" / "coins.ipynb").exists()
+
+
+def test_a_claim_without_a_verdict_is_an_error(project):
+    write(project, "1 + 1")
+    answer = command("run", "coins")
+    assert answer.exit_code == 1
+    assert "no verdict on biased" in answer.output
+
+
+def test_recorded_rows_draw_a_page_where_nothing_can_be_computed(project, tmp_path, monkeypatch):
+    answer = command("run", "coins", "--profile", "standard", "--record")
+    assert answer.exit_code == 0, answer.output
+    results = project / "book" / "results" / "coins" / "standard"
+    assert len(json.loads((results / "rows.json").read_text())) == 4
+    claims = json.loads((results / "run.json").read_text())["claims"]
+    monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "nothing"))
+    answer = command("run", "--all", "--profile", "standard", "--drawn", "--force")
+    assert answer.exit_code == 0, answer.output
+    assert "coins [standard]: 1 reproduced" in answer.output
+    assert record(project)["sweeps"][0]["committed"] == 4
+    assert record(project)["claims"] == claims
+    assert "coins [quick]" in command("run", "--all", "--profile", "full", "--drawn").output
+
+
+def test_a_page_drawn_from_rows_whose_code_moved_on_is_marked_stale(project, tmp_path, monkeypatch):
+    command("run", "coins", "--profile", "standard", "--record")
+    assert "fresh" in [line for line in command("status").output.splitlines() if "standard" in line][0]
+    monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "nothing"))
+    file = project / "notebooks" / "money" / "coins.ipynb"
+    file.write_text(file.read_text().replace("0.5 + BIAS", "BIAS + 0.5"))
+    answer = command("run", "coins", "--profile", "standard")
+    assert "stale (code)" in answer.output
+    page = nbformat.read(project / "book" / "studies" / "money" / "coins.ipynb", 4)
+    assert "Stale: the code behind the stored numbers" in page.cells[1].source
+    assert "stale (notebook)" in command("status").output
+    assert "stale" not in command("run", "coins", "--profile", "standard", "--fresh").output
+
+
+def test_check_finds_the_committed_numbers_again_and_sees_a_change(project):
+    command("run", "coins", "--record")
+    answer = command("check", "coins")
+    assert answer.exit_code == 0, answer.output
+    assert "1 claims agree with the committed record" in answer.output
+    file = project / "book" / "results" / "coins" / "quick" / "run.json"
+    saved = json.loads(file.read_text())
+    saved["claims"][0]["mean"] += 0.01
+    saved["claims"][0]["verdict"] = "contradicted"
+    file.write_text(json.dumps(saved))
+    answer = command("check", "coins")
+    assert answer.exit_code == 1
+    assert "biased: verdict contradicted, now reproduced" in answer.output
+    assert "biased: mean" in answer.output
+
+
+def test_records_are_compared_number_by_number_within_the_tolerance():
+    claim = {"name": "c", "verdict": "reproduced", "mean": 0.5, "low": 0.4, "high": None, "n": 3}
+    assert runner.compare({"claims": [claim]}, {"claims": [{**claim, "mean": 0.5004}]}) == []
+    assert runner.compare({"claims": [claim]}, {"claims": [{**claim, "mean": 0.502}]}) == ["c: mean 0.5, now 0.502"]
+    assert runner.compare({"claims": [claim]}, {"claims": [{**claim, "high": 1.0}]}) == ["c: high None, now 1.0"]
+    assert runner.compare({"claims": [claim]}, {"claims": []}) == ["c: only in the committed record"]
+
+
+def test_status_and_list_show_every_study_and_profile(project):
+    command("run", "coins")
+    lines = command("status").output.splitlines()
+    assert [line.split()[:2] for line in lines] == [["coins", "quick"], ["coins", "standard"], ["coins", "full"]]
+    assert "1 reproduced; 0 days old; cpu; fresh" in lines[0]
+    assert "not run" in lines[1]
+    assert "more coins, about 9 s" in command("list").output
+
+
+def test_help_names_every_command_and_option():
+    for words, wanted in (
+        ([], ["list", "run", "build", "status", "check"]),
+        (["run"], ["--profile", "-p", "--record"]),
+    ):
+        text = command(*words, "--help").output
+        assert all(word in text for word in wanted)
+
+
+def test_study_names_complete(project):
+    run = runner.main.commands["run"]
+    found = run.params[0].shell_complete(click.Context(run), "co")
+    assert [item.value for item in found] == ["coins"]
+
+
+# ---------------------------------------------------------------- the scoreboard
+
+
+def test_a_drawn_interval_shows_side_threshold_and_ends():
+    claim = {"above": 0.5, "below": None, "mean": 0.7, "low": 0.6, "high": 0.8, "unit": ".1f", "verdict": "reproduced"}
+    svg = runner._drawn(claim)
+    assert 'class="claimed" x="80"' in svg
+    assert "interval 0.6 to 0.8, claimed above 0.5" in svg
+    below = runner._drawn({**claim, "above": None, "below": 0.9})
+    assert 'class="claimed" x="0"' in below
+    assert runner._drawn({**claim, "low": None, "high": None}).count("<circle") == 1
