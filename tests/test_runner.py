@@ -1,8 +1,16 @@
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import textwrap
+import time
+from pathlib import Path
 
 import click
 import nbformat
+import psutil
 import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -297,3 +305,46 @@ def test_a_drawn_interval_shows_side_threshold_and_ends():
     below = runner._drawn({**claim, "above": None, "below": 0.9})
     assert 'class="claimed" x="0"' in below
     assert runner._drawn({**claim, "low": None, "high": None}).count("<circle") == 1
+
+
+def test_ctrl_c_keeps_finished_cases_and_the_same_command_goes_on(project):
+    slow = SWEEP.replace("    g = ", '    import time\n    time.sleep(1.5 if case["seed"] > 1 else 0)\n    g = ')
+    notebook = nbformat.read(project / "notebooks" / "money" / "coins.ipynb", 4)
+    notebook.cells[3].source = slow.strip()
+    nbformat.write(notebook, project / "notebooks" / "money" / "coins.ipynb")
+    run = [sys.executable, "-m", "studybook.runner", "run", "coins"]
+    rows = Path(os.environ["STUDYBOOK_CACHE"]) / "rows"
+    first = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(rows.glob("*/*.json"))) < 2:
+        assert time.monotonic() < deadline
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.05)
+    kernels = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGINT)
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == 130, output
+    assert "finished cases are stored, the same command goes on from there" in output
+    assert "Traceback" not in output
+    assert psutil.wait_procs(kernels, timeout=20)[1] == []
+    second = subprocess.run(run, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert record(project)["sweeps"][0]["stored"] >= 2
+
+
+def test_the_library_code_behind_a_page_is_what_its_notebook_reaches(project):
+    found = json.loads(runner._library(runner.find("coins")))
+    assert {"ledger.judge", "ledger.Claim", "stats.interval", "stats._checked", "stats.Interval"} <= set(found)
+    assert not any(name.startswith(("calibration", "sweep", "plots", "runner")) for name in found)
+
+
+def test_a_library_change_that_a_notebook_does_not_reach_leaves_it_fresh(project, tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    shutil.copytree(Path(runner.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(runner, "__file__", str(package / "runner.py"))
+    study, stats = runner.find("coins"), package / "stats.py"
+    before, source = runner._library(study), stats.read_text()
+    stats.write_text(source.replace("def bootstrap(", "def unused():\n    return 7\n\n\ndef bootstrap("))
+    assert runner._library(study) == before
+    stats.write_text(source.replace("must be finite numbers", "must be numbers"))
+    assert runner._library(study) != before

@@ -36,6 +36,7 @@ import click.shell_completion
 QUICK = "quick"
 TOLERANCE = 1e-3  # of a number in a record against the same number computed again, relative; floor 1e-4
 _RECORD_VERSION = 1
+_PAGE = ("plots", "sweep", "runner")  # modules that change how a page looks and none of its numbers
 
 
 class Problem(click.ClickException):
@@ -211,6 +212,7 @@ def run_study(
             "STUDYBOOK_FRESH": "1" if fresh else "",
             "STUDYBOOK_COMPUTE": "1" if compute else "0",
             "PYTHONHASHSEED": "0",
+            "IPYTHONDIR": str(_quiet_ipython(Path(scratch))),
         }
         started = datetime.datetime.now(datetime.UTC)
         clock = time.perf_counter()
@@ -267,6 +269,14 @@ def _papermill(study: Study, out: Path, given: Mapping[str, Any]) -> None:
             str(study.source), str(out), dict(given), kernel_name="python3", language="python", cwd=str(root()),
             progress_bar=False,
         )  # fmt: skip
+
+
+def _quiet_ipython(scratch: Path) -> Path:
+    """An IPython folder without the user's startup files, whose kernel keeps its log to itself."""
+    profile = scratch / "ipython" / "profile_default"
+    profile.mkdir(parents=True)
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 'CRITICAL'\n")
+    return profile.parent
 
 
 def _keep_failure(study: Study, out: Path, error: Exception) -> None:
@@ -421,7 +431,7 @@ def _inputs(study: Study, profile: str, given: Mapping[str, Any], committed: Pat
         "about": _digest(study.source.with_suffix(".yml").read_bytes()),
         "notebook": _digest(_bare_code("\n".join(_code_cells(study.source))).encode()),
         "library": _digest(_library(study).encode()),
-        "runner": _digest(Path(__file__).read_bytes()),
+        "page": _digest(b"".join((Path(__file__).parent / f"{m}.py").read_bytes() for m in _PAGE)),
         "rows": _digest(rows),
         "profile": profile,
         "given": dict(given),
@@ -431,29 +441,60 @@ def _inputs(study: Study, profile: str, given: Mapping[str, Any], committed: Pat
 
 
 def _library(study: Study) -> str:
-    """The library modules that a notebook imports, and those that they import, without comments and docstrings."""
-    package = Path(__file__).parent
-    todo, seen = _imported("\n".join(_code_cells(study.source))), {}
+    """The library code that a notebook reaches, definition by definition, without comments and docstrings.
+
+    Modules that only draw or store are left out, and so is the loading of data, for which the fingerprint stands: a
+    page's numbers do not depend on them.
+    """
+    source = ast.parse("\n".join(_code_cells(study.source)))
+    modules = {file.stem: ast.parse(file.read_text()) for file in Path(__file__).parent.glob("*.py")}
+    named = {name: _named(tree) for name, tree in modules.items()}
+    todo, seen = _reached(source, _imported(source), set()), {}
     while todo:
-        name = todo.pop()
-        file = package / f"{name}.py"
-        if name not in seen and file.exists():
-            seen[name] = _bare_code(file.read_text())
-            todo |= _imported(file.read_text())
+        module, name = todo.pop()
+        known = f"{module}.{name}" in seen or name not in named.get(module, {})
+        if known or module in _PAGE or (module, name) == ("data", "load"):
+            continue
+        node = named[module][name]
+        seen[f"{module}.{name}"] = _bare_code(ast.unparse(node))
+        todo |= _reached(node, _imported(modules[module]), {(module, other) for other in named[module]})
     return json.dumps(seen, sort_keys=True)
 
 
-def _imported(source: str) -> set[str]:
-    """Names of the studybook modules that `source` imports."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+def _named(tree: ast.Module) -> dict[str, ast.stmt]:
+    """Functions, classes and constants that a module defines at its top."""
+    found: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]):
+                found[name] = node
+    return found
+
+
+def _imported(tree: ast.Module) -> dict[str, tuple[str, str | None]]:
+    """Local names of studybook modules, (module, None), and of things out of them, (module, name)."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for node in ast.walk(tree):
         match node:
             case ast.ImportFrom(module="studybook"):
-                found |= {alias.name for alias in node.names}
+                found |= {alias.asname or alias.name: (alias.name, None) for alias in node.names}
             case ast.ImportFrom(module=str(module)) if module.startswith("studybook."):
-                found.add(module.split(".")[1])
-            case ast.Import():
-                found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("studybook.")}
+                found |= {alias.asname or alias.name: (module.split(".")[1], alias.name) for alias in node.names}
+    return found
+
+
+def _reached(tree: ast.AST, imported: Mapping[str, tuple], own: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Definitions of the library, (module, name), that a piece of code mentions; `own` are those of its module."""
+    here = {name: (module, name) for module, name in own}
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id=alias), attr=name) if imported.get(alias, (0, 0))[1] is None:
+                found.add((imported[alias][0], name))
+            case ast.Name(id=name) if name in here:
+                found.add(here[name])
+            case ast.Name(id=name) if imported.get(name, (0, None))[1] is not None:
+                found.add(imported[name])
     return found
 
 
