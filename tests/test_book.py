@@ -86,7 +86,7 @@ def test_a_study_page_shows_verdicts_provenance_and_answers(page):
     page.get_by_text("How this page was made").click()
     assert page.locator("table.provenance").is_visible()
     assert record["inputs"]["notebook"] in page.locator("table.provenance").inner_text()
-    answer = page.locator("details.sd-dropdown").first
+    answer = page.locator("details.answer").first
     assert not answer.locator("p").last.is_visible()
     answer.locator("summary").click()
     assert answer.locator("p").last.is_visible()
