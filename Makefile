@@ -13,7 +13,7 @@ help:
 	@echo "make book [PROFILE=standard]   install, run every study at the quick profile, build the book"
 	@echo "make test                      install, run all tests"
 	@echo "make lab                       JupyterLab on the notebooks"
-	@echo "make lock                      renew requirements.lock and environment.yml"
+	@echo "make lock                      renew requirements.lock (environment.yml installs it too)"
 	@echo "make clean                     remove what was built (not the environment, not stored rows)"
 
 $(BIN)/uv:

@@ -38,7 +38,7 @@ def local(tmp_path, monkeypatch):
     write_parquet(folder / "cifar10" / "train.parquet", pictures(6, (5, 4, 3)), [0, 1, 0, 1, 0, 1])
     write_parquet(folder / "cifar10" / "test.parquet", pictures(4, (5, 4, 3), 1), [1, 1, 0, 0])
     monkeypatch.setenv("STUDYBOOK_DATA", str(folder))
-    data._cached.cache_clear()
+    data._recent.clear()
     return folder / "cifar10"
 
 
@@ -59,7 +59,7 @@ def test_parquet_pictures_come_back_pixel_by_pixel(local):
 
 def test_a_set_is_decoded_once(local, monkeypatch):
     first = data.load("cifar10", "train")
-    data._cached.cache_clear()
+    data._recent.clear()
     monkeypatch.setattr(data, "_read_parquet", lambda path: pytest.fail("decoded again"))
     again = data.load("cifar10", "train")
     torch.testing.assert_close(again.x, first.x)
@@ -68,7 +68,7 @@ def test_a_set_is_decoded_once(local, monkeypatch):
 
 def test_a_damaged_cache_is_decoded_again(local):
     first = data.load("cifar10", "train")
-    data._cached.cache_clear()
+    data._recent.clear()
     for file in (data.cache_folder() / "decoded").iterdir():
         file.write_bytes(file.read_bytes()[:50])
     torch.testing.assert_close(data.load("cifar10", "train").x, first.x)

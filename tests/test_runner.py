@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from studybook import runner
+from studybook import data, runner
 
 ABOUT = """
 title: Coins
@@ -348,3 +348,42 @@ def test_a_library_change_that_a_notebook_does_not_reach_leaves_it_fresh(project
     assert runner._library(study) == before
     stats.write_text(source.replace("must be finite numbers", "must be numbers"))
     assert runner._library(study) != before
+
+
+def test_a_cell_that_is_not_plain_python_is_named(project):
+    write(project, "%matplotlib inline")
+    answer = command("run", "coins")
+    assert answer.exit_code == 1
+    assert "coins.ipynb: cell 4, line 1 is not plain Python" in answer.output
+
+
+def test_changed_data_or_another_device_is_run_again(project, monkeypatch):
+    command("run", "coins")
+    for name, value in (("_data_moved", lambda record: True), ("_device", lambda: "NVIDIA H200")):
+        with monkeypatch.context() as changed:
+            changed.setattr(runner, name, value)
+            assert "unchanged" not in command("run", "coins").output
+        command("run", "coins")
+    assert "unchanged" in command("run", "coins").output
+
+
+def test_a_record_whose_data_changed_is_seen(monkeypatch):
+    record = {"sweeps": [{"data": {"digits": data.fingerprint("digits")}}, {"data": None}]}
+    assert not runner._data_moved(record)
+    monkeypatch.setattr(data, "fingerprint", lambda name: "other")
+    assert runner._data_moved(record)
+
+
+def test_a_changed_profile_makes_its_record_stale(project):
+    command("run", "coins", "--profile", "standard", "--record")
+    write(project, JUDGE, about=ABOUT.replace("FLIPS: 50", "FLIPS: 60"))
+    assert "stale (parameters)" in [x for x in command("status").output.splitlines() if "standard" in x][0]
+
+
+def test_results_that_cannot_be_written_lose_no_page(project):
+    (project / "book" / "results").mkdir(parents=True)
+    (project / "book" / "results" / "coins").write_text("in the way")
+    answer = command("run", "coins", "--profile", "standard", "--record")
+    assert answer.exit_code == 1
+    assert "the run is done, but" in answer.output
+    assert record(project)["profile"] == "standard"

@@ -191,11 +191,12 @@ def test_library_code_that_measure_reaches_counts_and_other_library_code_does_no
     from studybook import metrics
 
     before = reach(tmp_path, PROGRAM)
-    monkeypatch.setattr(metrics, "checked", other_checked)
-    assert reach(tmp_path, PROGRAM)[0] != before[0]
-    monkeypatch.undo()
-    monkeypatch.setattr(metrics, "brier", other_checked)
-    assert reach(tmp_path, PROGRAM) == before
+    with monkeypatch.context() as changed:
+        changed.setattr(metrics, "checked", other_checked)
+        assert reach(tmp_path, PROGRAM)[0] != before[0]
+    with monkeypatch.context() as changed:
+        changed.setattr(metrics, "brier", other_checked)
+        assert reach(tmp_path, PROGRAM) == before
 
 
 def other_checked(scores, labels):
@@ -219,10 +220,65 @@ def test_other_data_other_packages_or_another_device_is_measured_again(monkeypat
         ("device_kind", lambda: "NVIDIA H200"),
         ("_fingerprints", lambda names: {"digits": "changed"}),
     ):
-        monkeypatch.setattr(sweep, name, value)
-        assert sweep.run(loading, CASES[:1], data="digits").attrs["sweep"]["computed"] == 1
-        monkeypatch.undo()
-        monkeypatch.setenv("STUDYBOOK_CACHE", str(data.cache_folder()))
+        with monkeypatch.context() as changed:
+            changed.setattr(sweep, name, value)
+            assert sweep.run(loading, CASES[:1], data="digits").attrs["sweep"]["computed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("functools.partial(max, 1)", "functools.partial(max, 2)"),
+        ("functools.partial(helper, x=1)", "functools.partial(helper, x=2)"),
+        ("{'a': helper, 'b': 1}", "{'a': helper, 'b': 2}"),
+        ("torch.float32", "torch.float64"),
+        ("[1, (2, 3)]", "[1, (2, 4)]"),
+    ],
+)
+def test_a_change_inside_a_global_value_counts(tmp_path, before, after):
+    program = PROGRAM.replace("SIZE = 10\n", "import functools, torch\n").replace('"y": SIZE', '"y": SIZE()')
+    one, two = (reach(tmp_path, f"{program}\nSIZE = {value}\n") for value in (before, after))
+    assert one != two
+    assert one == reach(tmp_path, f"{program}\nSIZE = {before}\n")
+
+
+def test_values_that_no_key_can_hold_are_refused(tmp_path):
+    for value in ("torch.nn.Linear(1, 1)", "types.SimpleNamespace(a=1)", "torch.ones(1).sum"):
+        program = PROGRAM.replace("SIZE = 10", f"import torch, types\nSIZE = {value}")
+        with pytest.raises(TypeError, match="reads the global SIZE, a .* which cannot become part"):
+            reach(tmp_path, program)
+
+
+def test_studybook_imported_inside_a_function_is_refused(tmp_path):
+    program = PROGRAM.replace("    local =", "    from studybook import models\n    local =")
+    with pytest.raises(TypeError, match="measure imports studybook inside; import it at the top"):
+        reach(tmp_path, program)
+
+
+def test_a_class_in_a_notebooks_cell_counts():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    def digest(body):
+        shell = InteractiveShell.instance()
+        shell.run_cell(f"class Net:\n    def __call__(self, x):\n        {body}\n", store_history=True)
+        shell.run_cell("def measure(case):\n    return {'x': Net()(case['a'])}\n", store_history=True)
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = shell.user_module
+        try:
+            return sweep.reach(shell.user_ns["measure"])
+        finally:
+            sys.modules["__main__"] = main
+
+    assert digest("return x") == digest("return x  # the same")
+    assert digest("return x") != digest("return x + 1")
+
+
+def test_the_digest_of_code_is_the_same_in_every_version_of_python():
+    # 3.12 gave definitions type parameters, 3.13 left empty fields out of ast.dump: neither may show
+    assert "type_params" not in sweep.bare("def f(): pass")
+    assert sweep.bare("f(1)") == (
+        "Module(body=[Expr(value=Call(func=Name(id='f', ctx=Load()), args=[Constant(value=1)]))])"
+    )
 
 
 # ---------------------------------------------------------------- committed rows
@@ -264,6 +320,34 @@ def test_committed_rows_of_another_value_do_not_serve(committed, monkeypatch):
     table = sweep.run(measure, CASES)
     assert table["twice"].tolist() == [5, 10, 15]
     assert table.attrs["sweep"]["computed"] == 3
+
+
+def test_two_sweeps_of_one_study_keep_their_rows_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDYBOOK_COLLECT", str(tmp_path / "collected"))
+    sweep.run(plus, CASES)
+    sweep.run(minus, CASES)
+    monkeypatch.setenv("STUDYBOOK_COMMITTED", str(tmp_path / "collected"))
+    monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("STUDYBOOK_COMPUTE", "0")
+    monkeypatch.delenv("STUDYBOOK_COLLECT")
+    assert sweep.run(plus, CASES)["x"].tolist() == [2, 3, 4]
+    assert sweep.run(minus, CASES)["x"].tolist() == [0, 1, 2]
+
+
+def plus(case):
+    return {"x": case["a"] + 1}
+
+
+def minus(case):
+    return {"x": case["a"] - 1}
+
+
+def test_a_store_that_cannot_be_written_ends_the_sweep_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="rows cannot be stored in .*; make room or set STUDYBOOK_CACHE"):
+        sweep.run(measure, CASES)
+    assert CALLS == 1
 
 
 def test_committed_rows_serve_where_the_data_are_missing(tmp_path, monkeypatch):

@@ -256,8 +256,18 @@ def _decoded(path: Path) -> Images:
     return _cached(digest, functools.partial(_read_parquet, path), str(path))
 
 
-@functools.lru_cache(maxsize=4)
+_recent: dict[str, Images] = {}  # the last few sets, by digest
+
+
 def _cached(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str, ...]]], what: str) -> Images:
+    if digest not in _recent:
+        while len(_recent) >= 4:
+            _recent.pop(next(iter(_recent)))
+        _recent[digest] = _from_disk(digest, decode, what)
+    return _recent[digest]
+
+
+def _from_disk(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str, ...]]], what: str) -> Images:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 

@@ -202,7 +202,7 @@ def run_study(
     page, saved = _page(study), _page(study).with_suffix(".json")
     if not (force or record or fresh) and page.exists() and saved.exists():
         earlier = _read_record(saved)
-        if earlier.get("inputs") == inputs:
+        if earlier.get("inputs") == inputs and not _data_moved(earlier):
             return {**earlier, "unchanged": True}
     with tempfile.TemporaryDirectory(prefix="studybook-") as scratch:
         collect, out = Path(scratch) / "rows", Path(scratch) / page.name
@@ -211,6 +211,7 @@ def run_study(
             "STUDYBOOK_COMMITTED": str(committed),
             "STUDYBOOK_FRESH": "1" if fresh else "",
             "STUDYBOOK_COMPUTE": "1" if compute else "0",
+            **({} if compute else {"HF_HUB_OFFLINE": "1"}),  # drawing downloads nothing
             "PYTHONHASHSEED": "0",
             "IPYTHONDIR": str(_quiet_ipython(Path(scratch))),
         }
@@ -242,10 +243,9 @@ def run_study(
         done["stale"] = sorted({reason for sweep in done["sweeps"] for reason in sweep["stale"]})
         done["machine"] = _machine()
         _check_page(study, notebook, done["claims"])
+        _write_page(study, notebook, done)
         if record:
             _record(study, profile, done, collect)
-            done["inputs"] = _inputs(study, profile, given, committed, fresh)  # the committed rows are new
-        _write_page(study, notebook, done)
     return done
 
 
@@ -411,13 +411,17 @@ def _sweeps(collect: Path) -> list[dict]:
 def _record(study: Study, profile: str, done: Mapping[str, Any], collect: Path) -> None:
     """Commits nothing itself: writes record and rows to where they are committed from."""
     folder = results_folder(study, profile)
-    folder.mkdir(parents=True, exist_ok=True)
-    if profile != QUICK:
-        for name in ("rows.json", "rows.npz"):
-            (folder / name).unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("rows.json", "rows.npz") if profile != QUICK else ():
             if (collect / name).exists():
-                shutil.copy(collect / name, folder / name)
-    _write(folder / "run.json", json.dumps(done, indent=1, sort_keys=True) + "\n")
+                shutil.copy(collect / name, folder / f"{name}.part")
+                (folder / f"{name}.part").replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+        _write(folder / "run.json", json.dumps(done, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        raise Problem(f"{study.name}: the run is done, but {folder} cannot be written ({error.strerror})") from None
 
 
 # ---------------------------------------------------------------- provenance
@@ -436,6 +440,7 @@ def _inputs(study: Study, profile: str, given: Mapping[str, Any], committed: Pat
         "profile": profile,
         "given": dict(given),
         "versions": _versions(),
+        "device": _device(),
         "fresh": fresh,
     }
 
@@ -536,6 +541,24 @@ def _machine() -> dict[str, Any]:
     return sweep.machine()
 
 
+def _device() -> str:
+    from studybook import sweep
+
+    return sweep.device_kind()
+
+
+def _data_moved(record: Mapping[str, Any]) -> bool:
+    """Whether a set that is here has changed since the record; a set that is not here cannot tell."""
+    from studybook import data
+
+    for one in record["sweeps"]:
+        for name, mark in (one["data"] or {}).items():
+            with contextlib.suppress(FileNotFoundError):
+                if data.fingerprint(name) != mark:
+                    return True
+    return False
+
+
 def _read_record(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text())
@@ -546,11 +569,20 @@ def _read_record(file: Path) -> dict[str, Any]:
 def _notebook(file: Path) -> dict:
     try:
         notebook = json.loads(file.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
+        for i, cell in enumerate(notebook["cells"]):
             cell["source"] = "".join(cell["source"])
+            if cell["cell_type"] == "code":
+                _check_syntax(file, i, cell["source"])
     except (ValueError, KeyError, TypeError) as error:
         raise Problem(f"{file} is no readable notebook ({error})") from None
     return notebook
+
+
+def _check_syntax(file: Path, cell: int, source: str) -> None:
+    try:
+        ast.parse(source)
+    except SyntaxError as error:
+        raise Problem(f"{file}: cell {cell}, line {error.lineno} is not plain Python ({error.msg})") from None
 
 
 def _write(file: Path, text: str) -> None:
@@ -680,6 +712,8 @@ def moved_on(record: Mapping[str, Any]) -> list[str]:
     for part in ("notebook", "library"):
         if now[part] != record["inputs"][part]:
             reasons.add(part)
+    if record["parameters"] != {**parameters(study), **study.profile(record["profile"])["parameters"]}:
+        reasons.add("parameters")
     return sorted(reasons)
 
 
@@ -868,6 +902,8 @@ def _run(
     for study in chosen:
         rows_there = (results_folder(study, profile) / "rows.json").exists()
         use = QUICK if drawn and not rows_there else profile
+        if use != profile:
+            click.echo(f"{study.name}: the repository has no rows of its {profile} profile; drawing quick", err=True)
         try:
             done = run_study(
                 study, use, typed(study, overrides), fresh=fresh, record=record, force=force,

@@ -16,6 +16,7 @@ import importlib.metadata
 import inspect
 import io
 import json
+import linecache
 import os
 import platform
 import symtable
@@ -69,6 +70,7 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
     if loads and not data:
         raise ValueError("measure loads data, so the sweep must name the sets: sweep.run(measure, cases, data=...)")
     parts = {
+        "measure": measure.__qualname__,
         "code": code,
         "values": values,
         "data": _fingerprints(data),
@@ -92,7 +94,7 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
     for i, case in enumerate(cases):
         if (entry := _stored(_key(parts, case))) is not None:
             tally["stored"] += 1
-        elif (entry := committed.get(_json({"case": case, "values": values}))) is not None:
+        elif (entry := committed.get(_identity(parts, case))) is not None:
             moved = [part for part in ("code", "data", "packages") if parts[part] not in (None, entry["parts"][part])]
             if moved and fresh:
                 continue
@@ -110,10 +112,13 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
             sets.fingerprint(name)  # a missing set is one clear error, not one per case
     for i in _progress(missing, len(cases)):
         try:
-            found[i] = _measured(measure, parts, cases[i])
-            tally["computed"] += 1
+            entry = _measured(measure, parts, cases[i])
         except Exception:
             failures.append((cases[i], traceback.format_exc()))
+            continue
+        _store(_file(_key(parts, cases[i])), entry, cases[i])
+        tally["computed"] += 1
+        found[i] = entry
     if failures:
         listed = "\n".join(
             f"- {case}" + (f"\n{textwrap.indent(t, '    ')}" if i < 3 else "") for i, (case, t) in enumerate(failures)
@@ -155,7 +160,7 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
             codes: list[Any] = []
             plain = _plain_value(chain, value, codes)
             todo += [code for code in codes if _ours(code, function)]
-            if plain is not None and (not codes or not callable(value)):
+            if plain is not None and not isinstance(inspect.unwrap(value), types.FunctionType | type):
                 if thing.__module__.split(".")[0] == "studybook":
                     sources[f"{label}: {chain}"] = plain
                 else:
@@ -176,7 +181,17 @@ def bare(source: str) -> str:
                 match first:
                     case ast.Expr(value=ast.Constant(value=str())):
                         node.body = rest or [ast.Pass()]
-    return ast.dump(tree)
+    return _dumped(tree)
+
+
+def _dumped(node: Any) -> str:
+    """Like `ast.dump`, but the same from every version of Python: fields that are empty are left out."""
+    if isinstance(node, ast.AST):
+        fields = ((name, _dumped(value)) for name, value in ast.iter_fields(node) if value not in (None, []))
+        return f"{type(node).__name__}({', '.join(f'{name}={text}' for name, text in fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_dumped, node))}]"
+    return repr(node)
 
 
 def packages() -> dict[str, str]:
@@ -225,7 +240,7 @@ def read_rows(folder: Path) -> list[dict]:
 
 
 def _measured(measure: Callable[[Case], Any], parts: dict, case: dict) -> dict:
-    """One case, measured now and stored."""
+    """One case, measured now."""
     seed = int(_hash(case)[:8], 16)
     state = np.random.get_state()  # noqa: NPY002
     start = time.perf_counter()
@@ -237,20 +252,27 @@ def _measured(measure: Callable[[Case], Any], parts: dict, case: dict) -> dict:
         finally:
             np.random.set_state(state)  # noqa: NPY002
     rows = [answer] if isinstance(answer, Mapping) else list(answer)
-    entry = {
+    return {
         "parts": parts,
         "rows": [{name: _cell(name, value) for name, value in row.items()} for row in rows],
         "seconds": round(time.perf_counter() - start, 3),
         "machine": machine(),
     }
-    file = _file(_key(parts, case))
-    file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _store(file: Path, entry: dict, case: dict) -> None:
+    """Writes one measured case; OSError, at once and naming the place, if that cannot be done."""
     arrays: dict[str, np.ndarray] = {}
     packed = _packed(entry, arrays)
-    if arrays:
-        _replace(file.with_suffix(".npz"), _npz(arrays))
-    _replace(file, json.dumps({**packed, "case": case}).encode())  # last: a row is there when this file is
-    return entry
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if arrays:
+            _replace(file.with_suffix(".npz"), _npz(arrays))
+        _replace(file, json.dumps({**packed, "case": case}).encode())  # last: a row is there when this file is
+    except OSError as error:
+        raise OSError(
+            f"rows cannot be stored in {sets.cache_folder()} ({error.strerror}); make room or set STUDYBOOK_CACHE"
+        ) from error
 
 
 def _stored(key: str) -> dict | None:
@@ -271,7 +293,12 @@ def _read_committed() -> dict[str, dict]:
     folder = os.environ.get("STUDYBOOK_COMMITTED")
     if not folder or not (Path(folder) / "rows.json").exists():
         return {}
-    return {_json({"case": e["case"], "values": e["parts"]["values"]}): e for e in read_rows(Path(folder))}
+    return {_identity(entry["parts"], entry["case"]): entry for entry in read_rows(Path(folder))}
+
+
+def _identity(parts: dict, case: dict) -> str:
+    """What was measured, whatever the code, data and packages were like: by this, committed rows are found."""
+    return _json({"measure": parts["measure"], "values": parts["values"], "case": case})
 
 
 def _collect(entries: list[dict], tally: dict) -> None:
@@ -354,7 +381,13 @@ def _plain_value(name: str, value: Any, codes: list[Any]) -> Any:
         return value.item()
     if isinstance(value, torch.dtype | torch.device | Path):
         return str(value)
-    if callable(value) or type(value).__module__.split(".")[0] in ("typing", "types", "jaxtyping"):
+    if isinstance(value, types.MethodType):
+        return [_plain_value(name, part, codes) for part in (value.__func__, value.__self__)]
+    if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, types.GenericAlias | types.UnionType | np.ufunc):
+        return repr(value)
+    if type(value).__module__.split(".")[0] in ("typing", "jaxtyping"):
         return None
     raise TypeError(
         f"measure reads the global {name}, a {type(value).__name__}, which cannot become part of the row's key; "
@@ -364,13 +397,26 @@ def _plain_value(name: str, value: Any, codes: list[Any]) -> Any:
 
 def _source(thing: Any) -> str:
     try:
-        source = textwrap.dedent(inspect.getsource(thing))
+        source = textwrap.dedent(_class_in_a_cell(thing) or inspect.getsource(thing))
         ast.parse(source)
     except (OSError, TypeError, SyntaxError) as error:
         raise TypeError(
             f"the source of {thing!r} cannot be read ({error}); define it with def, in a file or a cell"
         ) from None
     return source
+
+
+def _class_in_a_cell(thing: Any) -> str | None:
+    """The source of a class that was defined in a notebook's cell, which `inspect` finds for functions only."""
+    if not isinstance(thing, type) or thing.__module__ != "__main__":
+        return None
+    for method in vars(thing).values():
+        if isinstance(method, types.FunctionType) and method.__qualname__.startswith(f"{thing.__qualname__}."):
+            cell = "".join(linecache.getlines(method.__code__.co_filename))
+            for node in ast.walk(ast.parse(cell)):
+                if isinstance(node, ast.ClassDef) and node.name == thing.__name__:
+                    return ast.get_source_segment(cell, node)
+    return None
 
 
 def _globals_read(thing: Any, source: str) -> list[tuple[str, Any]]:
@@ -385,6 +431,8 @@ def _globals_read(thing: Any, source: str) -> list[tuple[str, Any]]:
         names |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
     read = []
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom | ast.Import) and "studybook" in ast.unparse(node):
+            raise TypeError(f"{thing.__qualname__} imports studybook inside; import it at the top, so that keys see it")
         chain = _chain(node)
         if not chain or chain[0] not in names or chain[0] not in scope:
             continue
