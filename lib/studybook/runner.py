@@ -394,8 +394,8 @@ def _calls(notebook: dict, function: str) -> list[tuple[int, str]]:
                 case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(name)), *_]) if (
                     attr == function
                 ):
-                    found.append((i, name))
-    return found
+                    found.append((i, node.lineno, name))
+    return [(i, name) for i, _, name in sorted(found)]
 
 
 def _claims(notebook: dict) -> list[dict]:

@@ -151,7 +151,7 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
         label = f"{thing.__module__}.{thing.__qualname__}"
         if label in sources:
             continue
-        if thing is sets.load:
+        if thing is inspect.unwrap(sets.load):
             sources[label] = "by fingerprint"
             continue
         source = _source(thing)
