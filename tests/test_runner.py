@@ -178,6 +178,8 @@ def test_a_run_leaves_a_page_and_a_record(project):
     for part in ("How this page was made", "FLIPS = 40", "studybook run coins -p FLIPS 40", "4 cases"):
         assert part in box
     assert "A, B, ICML 2020" in page.cells[1].source
+    assert "profile `quick` with `FLIPS = 40`" in page.cells[1].source
+    assert "three coins" not in page.cells[1].source
 
 
 def test_an_unchanged_study_is_not_run_again_and_a_changed_one_is(project, monkeypatch):
@@ -286,6 +288,8 @@ def test_help_names_every_command_and_option():
     ):
         text = command(*words, "--help").output
         assert all(word in text for word in wanted)
+    lines = command("--help").output.splitlines()
+    assert sum(line.strip().startswith("studybook ") for line in lines) == 6
 
 
 def test_study_names_complete(project):

@@ -625,13 +625,19 @@ def _card(study: Study, done: Mapping[str, Any]) -> str:
         ":::{card}",
         f"[{paper['title']}]({paper['url']}), {paper['authors']}, {paper['venue']} {paper['year']}",
         "",
-        f"**This page:** {study.profile(done['profile']).get('says', '')} "
-        f"(profile `{done['profile']}`{', parameters changed' if done['overrides'] else ''}). **Verdicts:** {tally}.",
+        f"**This page:** {_scale(study, done)}. **Verdicts:** {tally}.",
         ":::",
     ]
     if done["stale"]:
         lines += ["", f":::{{warning}}\n{_stale_sentence(done)}\n:::"]
     return "\n".join(lines)
+
+
+def _scale(study: Study, done: Mapping[str, Any]) -> str:
+    """What a page shows, at what size: the profile's own words only where no parameter was changed."""
+    if changed := ", ".join(f"{name} = {value}" for name, value in done["overrides"].items()):
+        return f"profile `{done['profile']}` with `{changed}`"
+    return f"{study.profile(done['profile']).get('says', '')} (profile `{done['profile']}`)"
 
 
 def _stale_sentence(done: Mapping[str, Any]) -> str:
@@ -855,7 +861,10 @@ class _Studies(click.ParamType):
         return [click.shell_completion.CompletionItem(name) for name in studies() if name.startswith(incomplete)]
 
 
-@click.group(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+_HELP = __doc__.replace("\n\n", "\n\n\b\n")  # click: keep the lines as they are
+
+
+@click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))

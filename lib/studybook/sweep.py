@@ -123,9 +123,9 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         listed = "\n".join(
             f"- {case}" + (f"\n{textwrap.indent(t, '    ')}" if i < 3 else "") for i, (case, t) in enumerate(failures)
         )
-        raise Failed(
-            f"{len(failures)} of {len(cases)} cases failed (the others are stored and will not be repeated):\n{listed}"
-        )
+        others = " (the others are stored and will not be repeated)" if len(failures) < len(cases) else ""
+        first = failures[0][1].strip().splitlines()[-1]
+        raise Failed(f"{len(failures)} of {len(cases)} cases failed{others}, the first with {first}\n{listed}")
     rows = [{**cases[i], **row} for i in range(len(cases)) for row in found[i]["rows"]]
     tally["seconds"] = sum(entry["seconds"] for entry in found.values())
     tally["measured"] = sorted({_json(entry["machine"]) for entry in found.values()})
