@@ -866,6 +866,7 @@ _HELP = __doc__.replace("\n\n", "\n\n\b\n")  # click: keep the lines as they are
 
 @click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
+    """The `studybook` command; its help is the module's docstring."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
