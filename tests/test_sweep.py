@@ -215,6 +215,32 @@ def test_data_count_by_their_fingerprint_and_not_by_the_code_that_loads_them():
     assert digest != sweep.reach(several_rows)[0]
 
 
+def test_pictures_count_by_their_fingerprint_as_loaded_data_do(monkeypatch):
+    digest, values, loads = sweep.reach(streaming)
+    assert loads
+    assert values == {}
+    with monkeypatch.context() as changed:
+        changed.setattr(data, "_source", other_source)
+        assert sweep.reach(streaming)[0] == digest
+    with monkeypatch.context() as changed:
+        changed.setattr(data, "_called", other_source)
+        assert sweep.reach(streaming)[0] != digest  # `pixels`, which decodes them, is looked into
+    with pytest.raises(ValueError, match="must name the sets"):
+        sweep.run(streaming, CASES)
+    assert sweep.run(streaming, CASES[:1], data="digits").n.tolist() == [64]
+
+
+def streaming(case):
+    return {"n": data.pixels(data.pictures("digits").files[0]).numel()}
+
+
+def other_source(name, split):
+    return None
+
+
+other_source.__module__ = "studybook.data"
+
+
 def test_other_data_other_packages_or_another_device_is_measured_again(monkeypatch):
     sweep.run(loading, CASES[:1], data="digits")
     for name, value in (

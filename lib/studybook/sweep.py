@@ -139,20 +139,22 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
     """What a function depends on: a digest of its source and of the studybook code it reaches (with that code's
     constants), the global values that it and its notebook's functions read, and whether it loads data.
 
-    Docstrings, comments and layout do not count. `data.load` is not looked into: the fingerprint of what it gives is
-    part of the key. Raises TypeError for a global whose value cannot be told apart by its content (pass it through
-    the case instead).
+    Docstrings, comments and layout do not count. `data.load` and `data.pictures` are not looked into: the fingerprint
+    of what they give is part of the key. Raises TypeError for a global whose value cannot be told apart by its
+    content (pass it through the case instead).
     """
     sources: dict[str, Any] = {}
     values: dict[str, Any] = {}
     todo: list[Any] = [function]
+    loaders = [inspect.unwrap(loader) for loader in (sets.load, sets.pictures)]
+    loads = False
     while todo:
         thing = inspect.unwrap(todo.pop())
         label = f"{thing.__module__}.{thing.__qualname__}"
         if label in sources:
             continue
-        if thing is inspect.unwrap(sets.load):
-            sources[label] = "by fingerprint"
+        if thing in loaders:
+            sources[label], loads = "by fingerprint", True
             continue
         source = _source(thing)
         sources[label] = bare(source)
@@ -165,7 +167,7 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
                     sources[f"{label}: {chain}"] = plain
                 else:
                     values[chain] = plain
-    return _hash(sources), dict(sorted(values.items())), f"{sets.__name__}.load" in sources
+    return _hash(sources), dict(sorted(values.items())), loads
 
 
 def bare(source: str) -> str:
