@@ -490,7 +490,9 @@ def _imported(tree: ast.Module) -> dict[str, tuple[str, str | None]]:
 
 def _reached(tree: ast.AST, imported: Mapping[str, tuple], own: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Definitions of the library, (module, name), that a piece of code mentions; `own` are those of its module."""
-    here = {name: (module, name) for module, name in own}
+    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    local = stored | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    here = {name: (module, name) for module, name in own if name not in local}
     found = set()
     for node in ast.walk(tree):
         match node:
