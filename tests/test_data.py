@@ -204,7 +204,7 @@ def every_set(local, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "conformal_clip_data", textile)
     monkeypatch.setitem(sys.modules, "elpv_dataset", elpv)
     own = write_folder(tmp_path / "own", {"a/1.png": (5, 5, 3), "b/1.png": (5, 5, 3)})
-    return [(name, split) for name in [*data.names(), f"imagefolder:{own}"] for split in data._splits(name)]
+    return [(name, split) for name in [*data.names(), f"imagefolder:{own}"] for split in data.splits(name)]
 
 
 def test_the_pictures_of_every_set_are_the_rows_that_load_gives(every_set):

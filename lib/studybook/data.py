@@ -129,6 +129,19 @@ def names() -> list[str]:
     return [*_PACKAGED, *_HUB, *_LOCAL, *_FILES]
 
 
+def splits(name: str) -> tuple[str, ...]:
+    """The splits of the set `name`; ValueError for a name that does not exist. Of a known set no file is touched."""
+    if name in _PACKAGED or name in _FILES:
+        return ("train",)
+    if name in _HUB:
+        return tuple(_HUB[name].files)
+    if name in _LOCAL:
+        return _LOCAL[name]
+    if name.startswith("imagefolder:"):
+        return tuple(_layout(name))
+    raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())} and imagefolder:PATH")
+
+
 def load(name: str, split: str = "train") -> Images:
     """The set `name`, as it is stored, in its own order, decoded into one tensor.
 
@@ -185,7 +198,7 @@ def fingerprint(name: str) -> str:
     others. Raises as `load` does.
     """
     marks = []
-    for split in _splits(name):
+    for split in splits(name):
         source = load(name, split) if name in _HUB else _source(name, split)
         marks.append(source.fingerprint if isinstance(source, Images) else _short(source.digest))
     return _digest("".join(marks).encode())
@@ -241,23 +254,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("STUDYBOOK_CACHE", default)).expanduser()
 
 
-def _splits(name: str) -> tuple[str, ...]:
-    if name in _PACKAGED or name in _FILES:
-        return ("train",)
-    if name in _HUB:
-        return tuple(_HUB[name].files)
-    if name in _LOCAL:
-        return _LOCAL[name]
-    if name.startswith("imagefolder:"):
-        return tuple(_layout(name))
-    raise ValueError(f"no data set is called {name!r}; there are {', '.join(names())} and imagefolder:PATH")
-
-
 def _source(name: str, split: str) -> Images | _Encoded:
     """One split of the set `name`: images where a package ships tensors, else where the encoded pictures are."""
-    splits = _splits(name)
-    if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    if split not in splits(name):
+        raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits(name))}")
     if name in _PACKAGED:
         return _PACKAGED[name]()
     if name in _FILES:

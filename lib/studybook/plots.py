@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import seaborn as sns
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -62,6 +62,19 @@ def band(
     shade = sns.color_palette("colorblind")[color]
     ax.plot(x, members.mean(0), label=label, color=shade, linestyle=linestyle, marker="o" if len(x) < 12 else None)
     ax.fill_between(x, members.amin(0), members.amax(0), color=shade, alpha=0.2, linewidth=0)
+    return ax
+
+
+def photo(ax: Axes, pixels: UInt8[Tensor, "C H W"], title: str, color: int | None = None) -> Axes:
+    """One picture without ticks, grey or in color, with a frame in a color of the palette, if one is given."""
+    ax.imshow(pixels.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.set_title(title, fontsize="x-small")
+    for spine in ax.spines.values():
+        spine.set(visible=color is not None, linewidth=3)
+        if color is not None:
+            spine.set_color(sns.color_palette("colorblind")[color])
     return ax
 
 
