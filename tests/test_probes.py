@@ -682,7 +682,7 @@ def test_weights_of_another_shape_are_refused(clouds):
     x, y = clouds
     fit = inspect.unwrap(probes.linear_probe)  # the type hook refuses the first before
     for shape in ((59,), (2, 2, 60)):
-        with pytest.raises(ValueError, match=r"weights must be one per example, \(60\) with at most one axis"):
+        with pytest.raises(ValueError, match=r"weights must be one per example, \(60,\), or so with one axis in front"):
             fit(x, y, [1.0], 3, torch.ones(shape))
 
 

@@ -53,17 +53,23 @@ def record(
 
     Layers are called as in `model.named_modules()`; the model computes in evaluation mode, `batch` examples at a
     time, and is left as it was found, without hooks, also after an error. Raises ValueError for a layer that does
-    not exist (nearest names offered), is not reached, is called more than once, or puts out no tensor.
+    not exist (nearest names offered), is not reached, is called more than once, or puts out no tensor whose first axis
+    are the examples.
     """
+    if isinstance(layers, str) or not layers or len(x) == 0 or batch < 1:
+        raise ValueError(
+            "record needs a list of at least one layer, one example and a batch of one, "
+            f"got layers={layers!r}, {len(x)} examples, batch={batch}"
+        )
     modules = dict(model.named_modules())
     for layer in layers:
         if layer not in modules or not layer:
-            near = difflib.get_close_matches(layer, modules, 4, 0.4) or list(modules)[1:5]
+            named = [name for name in modules if name]
+            near = difflib.get_close_matches(layer, named, 4, 0.4) or named[:4]
             raise ValueError(f"no layer is called {layer!r}; the nearest of {len(modules) - 1} are {', '.join(near)}")
-    if not layers or len(x) == 0:
-        raise ValueError(f"record needs at least one layer and one example, got layers={list(layers)}, {len(x)}")
     parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     seen: dict[str, Any] = {}
+    size = 0
 
     def hook(layer: str) -> Callable:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -73,6 +79,11 @@ def record(
                 raise ValueError(
                     f"layer {layer!r} puts out a {type(output).__name__}, not a tensor; record another one"
                 )
+            if output.ndim == 0 or len(output) != size:
+                raise ValueError(
+                    f"layer {layer!r} puts out {tuple(output.shape)} for {size} examples, which are not its first "
+                    "axis; record another one"
+                )
             seen[layer] = output.clone()  # later layers may write in place
 
         return keep
@@ -81,9 +92,10 @@ def record(
     handles = [modules[layer].register_forward_hook(hook(layer)) for layer in parts]
     try:
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             for some in x.split(batch):
                 seen.clear()
+                size = len(some)
                 model(some)
                 if missing := [layer for layer in parts if layer not in seen]:
                     raise ValueError(f"the pass did not reach the layers {missing}; record others")
@@ -94,8 +106,7 @@ def record(
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    with torch.inference_mode(False):
-        return {layer: torch.cat([part.clone() for part in found]) for layer, found in parts.items()}
+    return {layer: torch.cat(found) for layer, found in parts.items()}
 
 
 def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool = False) -> Float[Tensor, "N D"]:
@@ -106,13 +117,20 @@ def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool 
     written to disk batch by batch, so memory does not grow with N and a killed run goes on where it stopped.
 
     By default the network computes in bfloat16 where the hardware gains from it (float16 on graphics cards without
-    bfloat16), channels last, compiled where that pays. That moves features by about 1 % of their length and the
-    top-1 accuracy of EfficientNet-Lite0 on 1,000 photos by 0.1 points (`benchmarks/features.py` measures it again);
-    `exact=True` computes in float32, uncompiled. Each precision is stored under its own key.
+    bfloat16), channels last, batch norm folded into convolutions, compiled where that pays. That moves the features
+    of EfficientNet-Lite0 by about 4 % of their length, and its top-1 accuracy on 1,000 photos by less than half a
+    point (`benchmarks/features.py` measures it again); `exact=True` computes in float32, uncompiled. Each precision
+    is stored under its own key. Pictures are known by their set's fingerprint and number: who reorders or selects
+    some gives the selection a fingerprint of its own.
 
-    Raises ValueError for a network without timm's configuration or a damaged picture, OSError for a full disk.
+    Raises ValueError for a network without timm's configuration or without pooling, images that are not uint8, or a
+    damaged picture, OSError for a full disk.
     """
     files = images.files if isinstance(images, data.Pictures) else images.x
+    if isinstance(files, Tensor) and files.dtype != torch.uint8:
+        raise ValueError(
+            f"embed prepares pictures itself and needs them as uint8, got {files.dtype}; pass them as loaded"
+        )
     if len(files) == 0:
         raise ValueError("embed needs at least one picture, got none")
     if not getattr(backbone, "pretrained_cfg", None):
@@ -121,7 +139,7 @@ def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool 
             "(take models.backbone, or features.record for layers of other networks)"
         )
     plan = _plan(len(files), exact)
-    stored = _file(backbone, images.fingerprint, plan)
+    stored = _file(backbone, f"{images.fingerprint} {len(files)}", plan)
     if (found := _read(stored, len(files))) is not None:
         return found
     from filelock import FileLock
@@ -159,7 +177,7 @@ def _file(backbone: nn.Module, pictures: str, plan: Plan) -> Path:
     about = {
         "pictures": pictures,
         "weights": fingerprint(backbone),
-        "network": type(backbone).__name__,
+        "network": hashlib.sha256(repr(backbone).encode()).hexdigest(),
         "input": {name: str(value) for name, value in _preparation(backbone).items()},
         "precision": plan.precision,
         "versions": [torch.__version__, timm.__version__, _FORMAT],
@@ -189,7 +207,7 @@ def _read(stored: Path, count: int) -> Tensor | None:
     return torch.from_numpy(array)
 
 
-def _stream(backbone: nn.Module, files: Sequence[Any], plan: Plan, stored: Path) -> None:
+def _stream(backbone: nn.Module, files: Any, plan: Plan, stored: Path) -> None:
     """Writes features batch by batch behind an NPY header, going on after the rows that an earlier run has written."""
     from tqdm import tqdm
 
@@ -197,6 +215,8 @@ def _stream(backbone: nn.Module, files: Sequence[Any], plan: Plan, stored: Path)
     with _threads(plan) as pool:
         pooled = _Network(backbone, plan)
         first = pooled(files[: plan.batch])  # also compiles
+        if first.ndim != 2:
+            raise ValueError(f"embed needs a backbone that pools, but this one puts out {first.shape[1:]} a picture")
         layout = {"descr": "<f4", "fortran_order": False, "shape": (len(files), first.shape[1])}
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, layout)
@@ -276,6 +296,9 @@ class _Network:
 
         self.plan = plan
         network = _Pooled(copy.deepcopy(backbone)).eval().requires_grad_(False)
+        if plan.dtype != torch.float32:
+            size = _preparation(backbone)["input_size"]
+            network = _folded(network, torch.randn(2, *size, generator=torch.Generator().manual_seed(0)))
         network = network.to(plan.device, plan.dtype, memory_format=torch.channels_last)
         self.network = torch.compile(network) if plan.compiled else network
         about = _preparation(backbone)
@@ -285,10 +308,10 @@ class _Network:
             255 * torch.tensor(about[part], device=plan.device)[:, None, None] for part in ("mean", "std")
         )
 
-    def __call__(self, files: Sequence[Any]) -> np.ndarray:
+    def __call__(self, files: Any) -> np.ndarray:
         return self.computed(self.prepared(files))
 
-    def prepared(self, files: Sequence[Any]) -> np.ndarray:
+    def prepared(self, files: Any) -> np.ndarray:
         """Pictures decoded, resized and cropped as timm does it: uint8 (n, C, H, W)."""
         from PIL import Image
 
@@ -304,13 +327,47 @@ class _Network:
         fill = self.plan.batch - len(batch)
         filled = np.concatenate([batch, np.repeat(batch[-1:], fill, 0)]) if fill else batch
         x = torch.from_numpy(filled).to(self.plan.device)
-        with torch.no_grad(), _folded() if self.plan.compiled else contextlib.nullcontext():
+        with torch.no_grad(), _frozen() if self.plan.compiled else contextlib.nullcontext():
             x = ((x - self.mean) / self.std).to(self.plan.dtype, memory_format=torch.channels_last)
             return self.network(x).float().cpu().numpy()[: len(batch)]
 
 
-def _folded() -> contextlib.AbstractContextManager:
-    """Lets the compiler treat weights as constants, so that batch norm costs nothing."""
+def _folded(network: nn.Module, x: Tensor) -> nn.Module:
+    """The same network with each batch norm that directly follows a convolution folded into it, in float32.
+
+    Done before weights are rounded to half precision, it loses less than rounding both. Which follows which is seen in
+    a pass over `x`; if the folded network does not give the same, the network comes back as it was.
+    """
+    folded = copy.deepcopy(network)
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}
+    pairs: list[tuple[Any, Any]] = []
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            outputs[id(output)] = module, output
+        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in outputs and module.affine:
+            pairs.append((outputs[id(inputs[0])][0], module))
+
+    handles = [module.register_forward_hook(look) for module in folded.modules()]
+    with torch.no_grad():
+        before = folded(x)
+        for handle in handles:
+            handle.remove()
+        for convolution, norm in pairs:
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            offset = 0 if convolution.bias is None else convolution.bias
+            bias = norm.bias + (offset - norm.running_mean) * scale
+            convolution.weight.mul_(scale[:, None, None, None])
+            convolution.bias = nn.Parameter(bias, requires_grad=False)
+            norm.eps = 0.0
+            for part, value in ((norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0), (norm.running_var, 1)):
+                part.fill_(value)
+        same = torch.allclose(folded(x), before, rtol=1e-3, atol=1e-3 * float(before.abs().max()))
+    return folded if same else network
+
+
+def _frozen() -> contextlib.AbstractContextManager:
+    """Lets the compiler treat weights as constants."""
     from torch._inductor import config
 
     return config.patch(freezing=True)

@@ -2,6 +2,7 @@
 and pretrained backbones, from timm or from a package that ships weights.
 """
 
+import contextlib
 import difflib
 import importlib
 
@@ -100,14 +101,20 @@ def backbone(name: str) -> nn.Module:
         return _packaged(name)
     plain, _, revision = name.partition("@")
     known = [*_PACKAGED, *timm.list_models(), *timm.list_pretrained()]
+    if revision and plain in _PACKAGED:
+        raise ValueError(f"{plain} comes from a package and has no revisions; leave out @{revision}")
     if plain not in known:
         near = difflib.get_close_matches(plain, known, 5, 0.5) or list(_PACKAGED)
         raise ValueError(f"no backbone is called {plain!r}; the nearest are {', '.join(near)}")
     about = timm.get_pretrained_cfg(plain)
     if about is None or not about.has_weights:
         raise ValueError(f"timm has no pretrained weights for {plain!r}; timm.list_pretrained() names those it has")
+    if revision and not about.hf_hub_id:
+        raise ValueError(f"{plain} comes from {about.url}, which has no revisions; leave out @{revision}")
     overlay = {"hf_hub_id": f"{about.hf_hub_id}@{revision}"} if revision else None
     try:
+        if about.hf_hub_id:
+            _ask(about.hf_hub_id, revision or None)
         return timm.create_model(plain, pretrained=True, pretrained_cfg_overlay=overlay).eval()
     except Exception as error:  # the hub's client raises a dozen kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -115,6 +122,17 @@ def backbone(name: str) -> nn.Module:
             f"the weights of {name} are not here and the hub's {about.hf_hub_id or about.url} did not answer "
             f"({reason}); connect to the network, or take a backbone that a package ships: {', '.join(_PACKAGED)}"
         ) from error
+
+
+def _ask(repository: str, revision: str | None) -> None:
+    """Raises at once, where a download would try again for a minute, if weights that are not here cannot be had."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        if isinstance(try_to_load_from_cache(repository, file, revision=revision), str):
+            return
+    with contextlib.suppress(errors.EntryNotFoundError):  # weights under another name
+        get_hf_file_metadata(hf_hub_url(repository, "model.safetensors", revision=revision), timeout=10)
 
 
 def _packaged(name: str) -> nn.Module:
