@@ -481,3 +481,11 @@ def test_real_cifar10_test_images_are_as_many_as_they_should_be(real_data):
     found = data.load("cifar10", "test")
     assert found.x.shape == (10_000, 3, 32, 32)
     assert found.y.bincount().tolist() == [1_000] * 10
+
+
+def test_splits_are_told_without_touching_a_file():
+    assert data.splits("cifar10") == ("train", "test")
+    assert data.splits("textile") == data.splits("digits") == ("train",)
+    assert data.splits("imagenet-samples") == ("test",)
+    with pytest.raises(ValueError, match="no data set is called 'cifar11'"):
+        data.splits("cifar11")

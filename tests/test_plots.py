@@ -49,3 +49,19 @@ def test_intervals_are_drawn_first_on_top(ax):
     assert ax.lines[4].get_xdata() == pytest.approx([0.45, 0.45])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     assert ax.yaxis_inverted()
+
+
+def test_a_photo_keeps_its_colors_and_gets_a_frame(ax):
+    pixels = torch.tensor([[[255, 0]], [[0, 255]], [[0, 0]]], dtype=torch.uint8)  # red, green
+    plots.photo(ax, pixels, "name", color=2)
+    assert ax.images[0].get_array().tolist() == [[[255, 0, 0], [0, 255, 0]]]
+    assert ax.get_title() == "name"
+    assert len(ax.get_xticks()) == len(ax.get_yticks()) == 0
+    assert all(s.get_visible() and s.get_linewidth() == 3 for s in ax.spines.values())
+
+
+def test_a_grey_photo_is_drawn_from_black_to_white_whatever_it_holds(ax):
+    plots.photo(ax, torch.full((1, 2, 2), 200, dtype=torch.uint8), "")
+    assert ax.images[0].get_clim() == (0, 255)
+    assert ax.images[0].get_cmap().name == "gray"
+    assert not any(s.get_visible() for s in ax.spines.values())

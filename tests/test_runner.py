@@ -350,6 +350,9 @@ def test_a_library_change_that_a_notebook_does_not_reach_leaves_it_fresh(project
     before, source = runner._library(study), stats.read_text()
     stats.write_text(source.replace("def bootstrap(", "def unused():\n    return 7\n\n\ndef bootstrap("))
     assert runner._library(study) == before
+    local = "def values():\n    return 7\n\n\ndef bootstrap("  # `_checked` has an argument of that name
+    stats.write_text(source.replace("def bootstrap(", local))
+    assert runner._library(study) == before
     stats.write_text(source.replace("must be finite numbers", "must be numbers"))
     assert runner._library(study) != before
 

@@ -67,7 +67,7 @@ def band(
 
 def photo(ax: Axes, pixels: UInt8[Tensor, "C H W"], title: str, color: int | None = None) -> Axes:
     """One picture without ticks, grey or in color, with a frame in a color of the palette, if one is given."""
-    ax.imshow(pixels.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+    ax.imshow(pixels.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.set_title(title, fontsize="x-small")
