@@ -172,8 +172,8 @@ def pictures(name: str, split: str = "train") -> Pictures:
 def pixels(file: Path | bytes | Tensor) -> UInt8[Tensor, "C H W"]:
     """One of the files of `pictures`, decoded: one channel if it is grey, else three; a tensor comes back as it is.
 
-    Orientation tags are not followed, transparency is dropped, and the memory may be laid out pixel by pixel. May be
-    called from many threads. Raises ValueError, naming the file, if it is damaged or no picture.
+    Orientation tags are not followed, transparency is dropped, 16 bits become 8, and the memory may be laid out pixel
+    by pixel. May be called from many threads. Raises ValueError, naming the file, if it is damaged or no picture.
     """
     if isinstance(file, Tensor):
         return file
@@ -183,8 +183,11 @@ def pixels(file: Path | bytes | Tensor) -> UInt8[Tensor, "C H W"]:
     Image.init()
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-            grey = picture.mode in ("1", "L", "I", "I;16", "LA")
-            array = np.array(picture.convert("L" if grey else "RGB"))
+            grey = picture.mode in ("1", "L", "LA")
+            if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip
+                array, grey = (np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8), True
+            else:
+                array = np.array(picture.convert("L" if grey else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = "unknown format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"{_called(file)} is damaged or no picture ({reason})") from error
@@ -360,6 +363,11 @@ def _layout(name: str) -> dict[str, Path]:
     if not (test.is_dir() and _subfolders(test)):  # ImageNet's test photos have no labels, so no folders
         test = root / "val"
     if not (train.is_dir() and test.is_dir()):
+        if halves := sorted({"train", "val", "valid", "validation", "test"} & set(_subfolders(root))):
+            raise ValueError(
+                f"imagefolder: {root} has {', '.join(halves)}, which look like splits; "
+                "name them train and val (or test), each with one sub-folder per class"
+            )
         return {"train": root}
     if only := sorted(set(_subfolders(train)) ^ set(_subfolders(test))):
         listed = ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "")

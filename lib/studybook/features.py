@@ -29,7 +29,6 @@ from studybook import data, ensemble
 
 _FORMAT = 1  # of the stored features
 _WORTH = 3_000  # pictures from which compiling (about 10 s) pays on a processor
-_AHEAD = 4  # batches being decoded while one is computed
 
 
 class Plan(NamedTuple):
@@ -110,7 +109,9 @@ def record(
 
 
 def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool = False) -> Float[Tensor, "N D"]:
-    """Pooled features (N, D), float32, of the layer before the classifier, with the backbone's own preprocessing.
+    """Pooled features (N, D) of the layer before the classifier, with the backbone's own preprocessing.
+
+    They are float32, on the device that the networks use (`ensemble.device`).
 
     `backbone` is a network of `models.backbone`, or any of timm's that has pretrained weights; pictures of any size
     are resized, cropped and normalized as its configuration says. They are decoded while others are computed and
@@ -141,7 +142,7 @@ def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool 
     plan = _plan(len(files), exact)
     stored = _file(backbone, f"{images.fingerprint} {len(files)}", plan)
     if (found := _read(stored, len(files))) is not None:
-        return found
+        return found.to(plan.device)
     from filelock import FileLock
 
     stored.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,12 @@ def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool 
         if (found := _read(stored, len(files))) is None:
             _stream(backbone, files, plan, stored)
             found = _read(stored, len(files))
-    return found
+    return found.to(plan.device)
+
+
+def precision(count: int, exact: bool = False) -> str:
+    """How `embed` computes the features of `count` pictures on this machine: device, precision, compiled or not."""
+    return _plan(count, exact).precision
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -272,7 +278,8 @@ def _threads(plan: Plan) -> Iterator[ThreadPoolExecutor]:
 def _ahead(pool: ThreadPoolExecutor, work: "_Network", batches: Iterator[Any]) -> Iterator[np.ndarray]:
     """Features of the batches in order, while the next ones are under way."""
     whole = work.plan.device.type == "cpu"
-    waiting = deque(pool.submit(work if whole else work.prepared, some) for some in islice(batches, _AHEAD))
+    ahead = pool._max_workers + 2
+    waiting = deque(pool.submit(work if whole else work.prepared, some) for some in islice(batches, ahead))
     while waiting:
         ready = waiting.popleft().result()
         waiting.extend(pool.submit(work if whole else work.prepared, some) for some in islice(batches, 1))
@@ -327,7 +334,7 @@ class _Network:
         fill = self.plan.batch - len(batch)
         filled = np.concatenate([batch, np.repeat(batch[-1:], fill, 0)]) if fill else batch
         x = torch.from_numpy(filled).to(self.plan.device)
-        with torch.no_grad(), _frozen() if self.plan.compiled else contextlib.nullcontext():
+        with torch.no_grad(), _mode(self.plan):
             x = ((x - self.mean) / self.std).to(self.plan.dtype, memory_format=torch.channels_last)
             return self.network(x).float().cpu().numpy()[: len(batch)]
 
@@ -366,8 +373,12 @@ def _folded(network: nn.Module, x: Tensor) -> nn.Module:
     return folded if same else network
 
 
-def _frozen() -> contextlib.AbstractContextManager:
-    """Lets the compiler treat weights as constants."""
-    from torch._inductor import config
+def _mode(plan: Plan) -> contextlib.AbstractContextManager:
+    """Weights as constants for the compiler; whole float32 products on graphics cards, which else shorten them."""
+    if plan.compiled:
+        from torch._inductor import config
 
-    return config.patch(freezing=True)
+        return config.patch(freezing=True)
+    if plan.device.type == "cuda" and plan.dtype == torch.float32:
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return contextlib.nullcontext()

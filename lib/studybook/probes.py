@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -229,12 +228,12 @@ def ridge(
     l2s = _positive("l2s", l2s)
     mean = x3.mean(-2, keepdim=True, dtype=torch.float64)
     basis, spread = _spectrum(x3, mean)
-    hot = F.one_hot(y3, classes).double()
-    target = hot - hot.mean(1, keepdim=True)
-    moment = ((x3 - mean) @ basis).mT @ target / x3.shape[1]  # (E, R, C)
+    sums = _class_sums(x3 - mean, y3, classes)  # the mean label adds nothing, since x - mean sums to 0
+    moment = basis.mT @ sums.mT / x3.shape[1]  # (E, R, C)
     penalty = torch.tensor(l2s, dtype=torch.float64, device=x.device).reshape(-1, 1, 1, 1)
     matrix = basis @ (moment / (spread[..., None] + penalty))  # (L, E, D, C)
-    bias = hot.mean(1, keepdim=True) - mean @ matrix
+    share = _class_sums(torch.ones_like(x3[..., 0]), y3, classes)[:, None] / x3.shape[1]
+    bias = share - mean @ matrix
     return torch.cat([matrix, bias], -2).to(x.dtype).reshape(len(l2s), *lead, x.shape[-1] + 1, classes)
 
 
@@ -517,11 +516,17 @@ def _line_search(
     return length, probs, error
 
 
+def _class_sums(values: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Sums of `values` (E, N, ...) over the examples of each class, (E, C, ...)."""
+    e = torch.arange(len(y), device=y.device)[:, None] * classes
+    sums = values.new_zeros(len(y) * classes, *values.shape[2:])
+    return sums.index_add(0, (y + e).flatten(), values.flatten(0, 1)).unflatten(0, (len(y), classes))
+
+
 def _class_means(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Means of the rows of `x` (E, N, D) in each class, (E, C, D), and how many there are, (E, C)."""
-    hot = F.one_hot(y, classes).to(x.dtype)
-    count = hot.sum(1)
-    return hot.mT @ x / count[..., None], count
+    count = _class_sums(torch.ones_like(x[..., 0]), y, classes)
+    return _class_sums(x, y, classes) / count[..., None], count
 
 
 def _stacked(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -539,7 +544,7 @@ def _stacked(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor, tuple[
 
 def _check_classes(y: Tensor, classes: int) -> None:
     """ValueError unless every class has an example in every member."""
-    count = F.one_hot(y, classes).sum(1)
+    count = _class_sums(torch.ones_like(y), y, classes)
     if int((count[0] > 0).sum()) == 1 and classes > 1 or classes == 1:
         raise ValueError(f"y holds one class only ({int(y[0, 0])}); a probe needs at least two")
     if bool((count == 0).any()):
@@ -578,7 +583,7 @@ def _example_weights(weights: Tensor | None, y: Tensor, classes: int, lead: tupl
     if weights.ndim < len(lead) + 2:
         weights = weights.expand(own)[None]
     weights = weights.reshape(len(weights), *y.shape)
-    total = torch.einsum("aen,enc->aec", weights, F.one_hot(y, classes).double())
+    total = torch.stack([_class_sums(row, y, classes) for row in weights])
     if not bool(weights.isfinite().all()) or float(weights.min()) < 0 or bool((total == 0).any()):
         raise ValueError("weights must be finite, 0 or more, and leave every class some weight")
     return weights
