@@ -490,3 +490,16 @@ def test_splits_are_told_without_touching_a_file():
     assert data.splits("imagenet-samples") == ("test",)
     with pytest.raises(ValueError, match="no data set is called 'cifar11'"):
         data.splits("cifar11")
+
+
+def test_sixteen_bits_become_eight_without_clipping(tmp_path):
+    array = np.array([[0, 257, 5000], [32896, 65000, 65535]], dtype=np.uint16)
+    Image.fromarray(array).save(tmp_path / "deep.png")
+    assert data.pixels(tmp_path / "deep.png").tolist() == [[[0, 1, 19], [128, 252, 255]]]
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "validation"), ("val", "test")])
+def test_a_folder_of_half_a_layout_is_refused_rather_than_read_as_classes(tmp_path, splits):
+    write_folder(tmp_path, {f"{split}/{name}/1.png": (4, 4) for split in splits for name in ("cat", "dog")})
+    with pytest.raises(ValueError, match="which look like splits; name them train and val"):
+        data.pictures(f"imagefolder:{tmp_path}")
