@@ -337,6 +337,9 @@ def _watched(title: str, collect: Path) -> Iterator[Any]:
             peak[0] = max(peak[0], memory())
             with contextlib.suppress(OSError, ValueError):
                 done, total = json.loads((collect / "progress.json").read_text())
+                if bar is not None and bar.total != total:  # the study's next sweep
+                    bar.close()
+                    bar = None
                 bar = bar or tqdm(desc=title, total=total, initial=done, unit=" cases", leave=False)
                 if done != bar.n or sys.stderr.isatty():  # a log file gets a line a case, not two a second
                     bar.update(done - bar.n)
