@@ -318,7 +318,11 @@ def test_ctrl_c_keeps_finished_cases_and_the_same_command_goes_on(project):
     nbformat.write(notebook, project / "notebooks" / "money" / "coins.ipynb")
     run = [sys.executable, "-m", "studybook.runner", "run", "coins"]
     rows = Path(os.environ["STUDYBOOK_CACHE"]) / "rows"
-    first = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def heed() -> None:  # a shell's background jobs, and all that they start, ignore the interrupt
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    first = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 120
     while len(list(rows.glob("*/*.json"))) < 2:
         assert time.monotonic() < deadline
