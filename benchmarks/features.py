@@ -1,8 +1,8 @@
 """Pooled features of EfficientNet-Lite0: `features.embed` beside the loop that timm's documentation shows.
 
 The peer is tuned as its users tune it: timm's own evaluation transform on PIL pictures, a DataLoader of batches of 32
-with two worker processes, evaluation mode, no gradients, float32. Both start from the same encoded photos. The network is compiled
-into an empty cache, so the compiler's seconds count; features are stored in a temporary folder.
+with two worker processes, evaluation mode, no gradients, float32. Both start from the same encoded photos. The network
+is compiled into an empty cache, so the compiler's seconds count; features are stored in a temporary folder.
 
 Then the same classifier on the features of each precision: photos out of 1,000 that it gets right. The photos come from
 ImageNet's training set, so that share is no test accuracy.
