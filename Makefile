@@ -39,7 +39,7 @@ lab: $(READY)
 
 lock: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml $(EXTRAS) --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+		--no-header --upgrade --quiet --output-file requirements.lock
 
 clean:
 	rm -rf book/_build book/_generated book/_vendor book/studies .studybook build
