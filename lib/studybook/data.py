@@ -299,6 +299,13 @@ def _elpv() -> _Encoded:
     return _files(root, [root / path for path, _, _ in rows], labels, ("functional", "defective"))
 
 
+def _sample_photos() -> _Encoded:
+    import sklearn.datasets
+
+    root = Path(sklearn.datasets.__file__).parent / "images"
+    return _files(root, [root / "china.jpg", root / "flower.jpg"], [0, 1], ("building", "flower"))
+
+
 def _shipped(name: str, module: str, package: str) -> Any:
     """The module that ships the set `name`."""
     try:
@@ -310,7 +317,7 @@ def _shipped(name: str, module: str, package: str) -> Any:
 
 
 _PACKAGED = {"digits": _digits, "mnist5k": _mnist5k}  # as tensors
-_FILES = {"textile": _textile, "elpv": _elpv}  # as encoded pictures, in packages
+_FILES = {"textile": _textile, "elpv": _elpv, "sample-photos": _sample_photos}  # as encoded pictures, in packages
 _LOCAL = {"imagenet-samples": ("test",)}  # splits of what only STUDYBOOK_DATA has; photos of ImageNet's training set
 
 

@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Fully connected ReLU network on flattened inputs: `mlp(64, 128, 10)` has one hidden layer of 128 units."""
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Fully connected network on flattened inputs: `mlp(64, 128, 10)` has one hidden layer of 128 units.
+
+    Two widths make a linear model.
+    """
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"mlp needs at least an input and an output width, all positive, got widths={widths}")
     layers: list[nn.Module] = [nn.Flatten()]
     for inner, outer in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(inner, outer), nn.ReLU()]
+        layers += [nn.Linear(inner, outer), activation()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import seaborn as sns
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -75,6 +75,47 @@ def photo(ax: Axes, pixels: UInt8[Tensor, "C H W"], title: str, color: int | Non
         spine.set(visible=color is not None, linewidth=3)
         if color is not None:
             spine.set_color(sns.color_palette("colorblind")[color])
+    return ax
+
+
+def heatmap(
+    ax: Axes, values: Float[Tensor, "Y X"], rows: Sequence[str], columns: Sequence[str], limit: float | None = None
+) -> Axes:
+    """One colored cell per value, first row on top. With `limit`, red above zero and blue below, full at the limit,
+    and the numbers written in; without, bright for large values. Empty `rows` and `columns` leave the axis bare.
+    """
+    scale = {"cmap": "viridis"} if limit is None else {"cmap": "vlag", "vmin": -limit, "vmax": limit}
+    sns.heatmap(
+        values.numpy(),
+        ax=ax,
+        cbar=False,
+        xticklabels=columns or False,
+        yticklabels=rows or False,
+        linewidths=0.5,
+        **scale,
+        annot=limit is not None,
+        fmt=".2f",
+        annot_kws={"fontsize": "x-small"},
+    )
+    ax.tick_params(axis="y", rotation=0)
+    return ax
+
+
+def regions(
+    ax: Axes,
+    x: Float[Tensor, " X"],
+    y: Float[Tensor, " Y"],
+    decided: Float[Tensor, "Y X"],
+    points: Float[Tensor, "N 2"],
+    labels: Int[Tensor, " N"],
+) -> Axes:
+    """A classifier's decisions (1 or -1) over a plane as two pale regions, and points of classes 0 and 1 on them."""
+    colors = [sns.color_palette("colorblind")[i] for i in (0, 1)]
+    ax.contourf(x, y, decided, levels=[-2, 0, 2], colors=colors, alpha=0.25)
+    for label, color, marker in zip((0, 1), colors, "o^", strict=True):
+        ax.scatter(*points[labels == label].T, s=8, color=color, marker=marker, linewidth=0)
+    ax.set(xlim=(float(x[0]), float(x[-1])), ylim=(float(y[0]), float(y[-1])), aspect="equal")
+    ax.grid(False)
     return ax
 
 
