@@ -223,7 +223,8 @@ def test_pictures_are_left_encoded(every_set, monkeypatch):
     monkeypatch.setattr(data, "pixels", lambda file: pytest.fail("decoded"))
     kinds = {name.partition(":")[0]: type(data.pictures(name, split).files[0]) for name, split in every_set}
     assert {name for name, kind in kinds.items() if issubclass(kind, torch.Tensor)} == {"digits", "mnist5k"}
-    assert {name for name, kind in kinds.items() if issubclass(kind, Path)} == {"textile", "elpv", "imagefolder"}
+    files = {name for name, kind in kinds.items() if issubclass(kind, Path)}
+    assert files == {"textile", "elpv", "sample-photos", "imagefolder"}
     for name in ("textile", "elpv", "imagenet-samples"):
         assert len(data.fingerprint(name)) == 16
 
@@ -262,6 +263,14 @@ def test_a_damaged_picture_is_refused_by_the_file_or_its_length(tmp_path):
             data.pixels(file)
         with pytest.raises(ValueError, match=rf"^a picture of {len(content)} bytes is damaged or no picture \("):
             data.pixels(content)
+
+
+def test_sample_photos_are_a_building_and_a_flower():
+    photos = data.pictures("sample-photos")
+    assert photos.classes == ("building", "flower")
+    assert photos.y.tolist() == [0, 1]
+    assert [file.name for file in photos.files] == ["china.jpg", "flower.jpg"]
+    assert [tuple(data.pixels(file).shape) for file in photos.files] == [(3, 427, 640)] * 2
 
 
 def test_textile_is_two_thousand_photos_in_three_classes():

@@ -847,6 +847,8 @@ def test_a_gpu_gives_the_same_as_the_cpu(points, monkeypatch, make):
         ({"label_noise": -0.1}, "label_noise must be finite and not negative"),
         ({"label_noise": 1.5}, "label_noise is a share of labels, from 0 to 1, got 1.5"),
         ({"at": (1,)}, r"record needs at, and at record: rising steps between 0 and 27, got at=\(1,\)"),
+        ({"record": weights}, r"record needs at, .* got at=\(\)"),
+        ({"tolerance": 0.1, "optimizer": ensemble.Adam(decoupled=True)}, "decoupled weight decay does not have"),
         ({"record": weights, "at": (28,)}, r"between 0 and 27, got at=\(28,\)"),
         ({"record": weights, "at": (-1,)}, r"got at=\(-1,\)"),
         ({"record": weights, "at": (5, 3)}, r"rising steps .* got at=\(5, 3\)"),
@@ -908,7 +910,7 @@ def test_no_members_and_bad_schedules_are_refused_in_words():
 
 @BOTH
 def test_own_inputs_for_another_number_of_members_are_refused_in_words(points, make):
-    with pytest.raises(ValueError, match="one row of inputs per member: 2, got 3"):
+    with pytest.raises(ValueError, match="one set of inputs per member, 2, got 3"):
         unwrap(ensemble.logits)(ensemble.init(make, [0, 1]), points[0].expand(3, -1, -1), own=True)
 
 
@@ -923,3 +925,13 @@ def test_a_gpu_that_is_not_there_is_one_clear_sentence(points, monkeypatch):
     monkeypatch.setenv("STUDYBOOK_DEVICE", "cuda")
     with pytest.raises(ValueError, match="torch sees no CUDA GPU here"):
         ensemble.logits(ensemble.init(small, [0]), points[0])
+
+
+def test_networks_whose_layers_share_weights_are_not_stacked():
+    def tied():
+        first, second = nn.Linear(20, 20), nn.Linear(20, 20)
+        second.weight = first.weight
+        return nn.Sequential(first, nn.ReLU(), second)
+
+    assert not ensemble._stackable(tied())
+    assert ensemble._stackable(nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 20)))

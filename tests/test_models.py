@@ -42,6 +42,13 @@ def test_without_batch_norm_a_resnet_starts_near_the_identity():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
+def test_an_mlp_has_the_activation_that_was_asked_for_between_its_linear_layers():
+    kinds = [type(layer) for layer in models.mlp(4, 3, 3, 2, activation=nn.Tanh)]
+    assert kinds == [nn.Flatten, nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
+    assert [type(layer) for layer in models.mlp(4, 2, activation=nn.Tanh)] == [nn.Flatten, nn.Linear]
+    assert nn.ReLU in [type(layer) for layer in models.mlp(4, 3, 2)]
+
+
 def test_an_mlp_flattens_images():
     assert models.mlp(48, 5, 3)(torch.zeros(2, 3, 4, 4)).shape == (2, 3)
 

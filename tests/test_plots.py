@@ -65,3 +65,34 @@ def test_a_grey_photo_is_drawn_from_black_to_white_whatever_it_holds(ax):
     assert ax.images[0].get_clim() == (0, 255)
     assert ax.images[0].get_cmap().name == "gray"
     assert not any(s.get_visible() for s in ax.spines.values())
+
+
+def test_a_heatmap_shows_its_values_first_row_on_top_with_the_limit_as_full_color(ax):
+    plots.heatmap(ax, torch.tensor([[0.5, 0.0], [-0.5, -0.25]]), ["a", "b"], ["x", "y"], limit=0.5)
+    (mesh,) = ax.collections
+    assert mesh.get_array().flatten().tolist() == pytest.approx([0.5, 0.0, -0.5, -0.25])
+    assert mesh.get_clim() == (-0.5, 0.5)
+    assert [t.get_text() for t in ax.texts] == ["0.50", "0.00", "-0.50", "-0.25"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.yaxis_inverted()
+
+
+def test_a_heatmap_without_limit_has_neither_numbers_nor_ticks(ax):
+    plots.heatmap(ax, torch.tensor([[0.0, 7.0]]), [], [])
+    assert ax.collections[0].get_clim() == (0.0, 7.0)
+    assert not ax.texts
+    assert not ax.get_xticks().size + ax.get_yticks().size
+
+
+def test_regions_put_each_class_on_its_own_side(ax):
+    side = torch.tensor([-1.0, 0.0, 1.0])
+    points, labels = torch.tensor([[-0.5, 0.1], [0.5, 0.2], [0.6, 0.3]]), torch.tensor([0, 1, 1])
+    plots.regions(ax, side, side, torch.tensor([[-1.0, -1.0, 1.0]]).expand(3, 3), points, labels)
+    first, second = (c.get_offsets() for c in ax.collections[-2:])
+    assert first.tolist() == [pytest.approx([-0.5, 0.1])]
+    assert len(second) == 2
+    regions = ax.collections[0]
+    inside = [path.get_extents() for path in regions.get_paths()]
+    assert inside[0].x0 == pytest.approx(-1)
+    assert inside[1].x1 == pytest.approx(1)
+    assert inside[0].x1 == pytest.approx(inside[1].x0) == pytest.approx(0.5)

@@ -43,7 +43,7 @@ def two_latents(
     predictivity. The same seed gives the same noise and labels whatever predictivity and correlation are. Raises
     ValueError for a predictivity outside (0.5, 1) or a correlation outside (-1, 1).
 
-    Reference: Hermann, Mobahi, Fel, Mozer (2024), On the Foundations of Shortcut Learning, section 3.
+    Reference: Hermann, Mobahi, Fel, Mozer (2024), On the Foundations of Shortcut Learning.
     """
     means = _means(predictivity, correlation)
     generator = torch.Generator().manual_seed(seed)
