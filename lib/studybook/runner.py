@@ -37,6 +37,7 @@ QUICK = "quick"
 TOLERANCE = 1e-3  # of a number in a record against the same number computed again, relative; floor 1e-4
 _RECORD_VERSION = 1
 _PAGE = ("plots", "sweep", "runner")  # modules that change how a page looks and none of its numbers
+_LOADERS = (("data", "load"), ("data", "pictures"), ("data", "splits"))  # for which the data's fingerprint stands
 
 
 class Problem(click.ClickException):
@@ -461,7 +462,7 @@ def _library(study: Study) -> str:
     while todo:
         module, name = todo.pop()
         known = f"{module}.{name}" in seen or name not in named.get(module, {})
-        if known or module in _PAGE or (module, name) in (("data", "load"), ("data", "pictures")):
+        if known or module in _PAGE or (module, name) in _LOADERS:
             continue
         node = named[module][name]
         seen[f"{module}.{name}"] = _bare_code(ast.unparse(node))

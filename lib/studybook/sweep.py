@@ -139,14 +139,14 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
     """What a function depends on: a digest of its source and of the studybook code it reaches (with that code's
     constants), the global values that it and its notebook's functions read, and whether it loads data.
 
-    Docstrings, comments and layout do not count. `data.load` and `data.pictures` are not looked into: the fingerprint
-    of what they give is part of the key. Raises TypeError for a global whose value cannot be told apart by its
+    Docstrings, comments and layout do not count. `data.load`, `data.pictures` and `data.splits` are not looked into:
+    the fingerprint of what they give is part of the key. Raises TypeError for a global whose value cannot be told apart by its
     content (pass it through the case instead).
     """
     sources: dict[str, Any] = {}
     values: dict[str, Any] = {}
     todo: list[Any] = [function]
-    loaders = [inspect.unwrap(loader) for loader in (sets.load, sets.pictures)]
+    loaders = [inspect.unwrap(loader) for loader in (sets.load, sets.pictures, sets.splits)]
     loads = False
     while todo:
         thing = inspect.unwrap(todo.pop())
