@@ -234,6 +234,15 @@ def streaming(case):
     return {"n": data.pixels(data.pictures("digits").files[0]).numel()}
 
 
+def test_adding_a_data_set_makes_no_rows_stale(monkeypatch):
+    def measure(case):
+        return {"n": len(data.splits("digits"))}
+
+    digest = sweep.reach(measure)[0]
+    monkeypatch.setitem(data._FILES, "another", other_source)
+    assert sweep.reach(measure)[0] == digest
+
+
 def other_source(name, split):
     return None
 

@@ -140,8 +140,8 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
     constants), the global values that it and its notebook's functions read, and whether it loads data.
 
     Docstrings, comments and layout do not count. `data.load`, `data.pictures` and `data.splits` are not looked into:
-    the fingerprint of what they give is part of the key. Raises TypeError for a global whose value cannot be told apart by its
-    content (pass it through the case instead).
+    the fingerprint of what they give is part of the key. Raises TypeError for a global whose value cannot be told
+    apart by its content (pass it through the case instead).
     """
     sources: dict[str, Any] = {}
     values: dict[str, Any] = {}
