@@ -111,7 +111,7 @@ def wide(name: str, pairs: int) -> str:
 @click.option("--members", default=64, help="Small networks trained at once on the CPU.")
 @click.option("--gpu-members", default=1_024, help="Small networks trained at once on the GPU, if there is one.")
 @click.option("--gpu-looped", default=8, help="Of these, networks in the plain loop; its time is scaled up.")
-@click.option("--epochs", default=4, help="Passes over each small network's rows.")
+@click.option("--epochs", default=10, help="Passes over each small network's rows, 50 steps each.")
 @click.option("--pairs", default=3, help="Timed runs of each side.")
 def main(members: int, gpu_members: int, gpu_looped: int, epochs: int, pairs: int) -> None:
     """Time studybook.ensemble against a plain loop over the networks, and its matrix products against torch.mm."""

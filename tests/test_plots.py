@@ -68,9 +68,9 @@ def test_a_grey_photo_is_drawn_from_black_to_white_whatever_it_holds(ax):
 
 
 def test_a_heatmap_shows_its_values_first_row_on_top_with_the_limit_as_full_color(ax):
-    plots.heatmap(ax, torch.tensor([[0.5, 0.0], [-0.5, -0.25]]), ["a", "b"], ["x", "y"], limit=0.5)
+    plots.heatmap(ax, torch.tensor([[0.5, -0.001], [-0.5, -0.25]]), ["a", "b"], ["x", "y"], limit=0.5)
     (mesh,) = ax.collections
-    assert mesh.get_array().flatten().tolist() == pytest.approx([0.5, 0.0, -0.5, -0.25])
+    assert mesh.get_array().flatten().tolist() == pytest.approx([0.5, -0.001, -0.5, -0.25])
     assert mesh.get_clim() == (-0.5, 0.5)
     assert [t.get_text() for t in ax.texts] == ["0.50", "0.00", "-0.50", "-0.25"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]

@@ -1,7 +1,7 @@
 """Training many networks of one shape at once: members are an axis, and none knows its companions.
 
-Fully connected members are stacked and trained by batched matrix products, each step written out by hand on buffers
-that are allocated once. Networks with convolutions run one after another, since stacked convolutions are slower;
+Fully connected members are stacked and trained by batched matrix products, forward and backward pass written out by
+hand. Networks with convolutions run one after another, since stacked convolutions are slower;
 networks with batch norm or dropout must, since those keep state or draw random numbers. Both ways give a member the
 same initial weights, batches and updates, alone or in company, up to float rounding.
 

@@ -92,10 +92,10 @@ def heatmap(
         xticklabels=columns or False,
         yticklabels=rows or False,
         linewidths=0.5,
-        **scale,
-        annot=limit is not None,
+        annot=values.numpy().round(2) + 0.0 if limit is not None else None,  # + 0.0: no "-0.00"
         fmt=".2f",
         annot_kws={"fontsize": "x-small"},
+        **scale,
     )
     ax.tick_params(axis="y", rotation=0)
     return ax
