@@ -16,6 +16,7 @@ import hashlib
 import html
 import importlib.util
 import json
+import logging
 import math
 import os
 import platform
@@ -929,6 +930,7 @@ def _run(
             problem.show()
             continue
         except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the dead kernel's task would complain at exit
             click.echo(
                 f"\n{study.name}: interrupted; finished cases are stored, the same command goes on from there", err=True
             )
