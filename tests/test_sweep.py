@@ -450,3 +450,30 @@ def test_a_killed_sweep_resumes_with_what_is_missing(tmp_path):
     second = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=True)
     assert json.loads(second.stdout) == [0, 1, 4, 9, 16, 25]
     assert len(log.read_text().split()) == len(begun) + 6 - stored
+
+
+def test_many_small_arrays_are_stored_as_few_and_come_back_the_same(tmp_path):
+    generator = np.random.default_rng(0)
+    rows = [
+        {"curve": generator.random(3 + i % 2), "pixels": generator.integers(0, 255, (2, 2), np.uint8), "n": i}
+        for i in range(40)
+    ]
+    entries = [{"case": {"seed": i}, "rows": rows[4 * i : 4 * i + 4]} for i in range(10)]
+    sweep.write_rows(entries, tmp_path)
+    with np.load(tmp_path / "rows.npz") as stored:
+        assert len(stored.files) == 6  # curves of two lengths and pixels, each with its names
+    found = [row for entry in sweep.read_rows(tmp_path) for row in entry["rows"]]
+    assert len(found) == 40
+    for row, expected in zip(found, rows, strict=True):
+        assert row["n"] == expected["n"]
+        for name in ("curve", "pixels"):
+            np.testing.assert_array_equal(row[name], expected[name])
+            assert row[name].dtype == expected[name].dtype
+
+
+def test_rows_stored_one_array_at_a_time_are_still_read(tmp_path):
+    rows = [{"curve": {"array": [2]}}]
+    (tmp_path / "rows.json").write_text(json.dumps([{"case": {}, "rows": rows}]))
+    np.savez_compressed(tmp_path / "rows.npz", **{"0.0.curve": np.array([1.0, 2.0])})
+    (entry,) = sweep.read_rows(tmp_path)
+    np.testing.assert_array_equal(entry["rows"][0]["curve"], [1.0, 2.0])

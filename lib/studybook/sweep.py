@@ -228,14 +228,14 @@ def write_rows(entries: Sequence[dict], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "rows.json", ("[\n" + ",\n".join(lines) + "\n]\n").encode())
     if arrays:
-        _replace(folder / "rows.npz", _npz(arrays))
+        _replace(folder / "rows.npz", _npz(_stacked(arrays)))
 
 
 def read_rows(folder: Path) -> list[dict]:
     """The entries that `write_rows` wrote; ValueError, naming the file, if they are damaged."""
     try:
         entries = json.loads((folder / "rows.json").read_text())
-        arrays = _arrays(folder / "rows.npz")
+        arrays = _unstacked(_arrays(folder / "rows.npz"))
         return [_unpacked(entry, arrays, f"{i}.") for i, entry in enumerate(entries)]
     except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{folder / 'rows.json'} is damaged ({error}); restore it from git") from error
@@ -499,6 +499,28 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         return {}
     with np.load(file, allow_pickle=False) as stored:
         return dict(stored)
+
+
+def _stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of one column and shape as one, beside their names: thousands of small ones would be mostly headers."""
+    groups: dict[tuple, list[str]] = {}
+    for name, values in arrays.items():
+        groups.setdefault((name.rpartition(".")[2], values.shape, values.dtype.str), []).append(name)
+    out = {}
+    for i, names in enumerate(groups.values()):
+        out |= {f"names:{i}": np.array(names), f"stack:{i}": np.stack([arrays[name] for name in names])}
+    return out
+
+
+def _unstacked(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What `_stacked` was given; files from before it was there come back as they are."""
+    found = {}
+    for key, values in stored.items():
+        if key.startswith("names:"):
+            found |= dict(zip(values.tolist(), stored[key.replace("names", "stack", 1)], strict=True))
+        elif not key.startswith("stack:"):
+            found[key] = values
+    return found
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
