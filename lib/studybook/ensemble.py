@@ -1,9 +1,9 @@
 """Training many networks of one shape at once: members are an axis, and none knows its companions.
 
 Fully connected members are stacked and trained by batched matrix products, forward and backward pass written out by
-hand. Networks with convolutions run one after another, since stacked convolutions are slower;
-networks with batch norm or dropout must, since those keep state or draw random numbers. Both ways give a member the
-same initial weights, batches and updates, alone or in company, up to float rounding.
+hand. Networks with convolutions run one after another, since stacked convolutions are slower; networks with batch norm
+or dropout must, since those keep state or draw random numbers. Both ways give a member the same initial weights,
+batches and updates, alone or in company, up to float rounding.
 
 64 networks of 100-128-128-1 units train about six times as fast as in a plain loop over them on two cores
 (benchmarks/ensemble.py).
