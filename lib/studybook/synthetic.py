@@ -1,6 +1,7 @@
 """Data whose right answer is known; studies and tests share it."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,168 @@ def embedding(
         up, down = latents[:, i].clamp(min=0), (-latents[:, i]).clamp(min=0)
         x += availability[i] * torch.stack([up, down], 1) @ sides
     return x
+
+
+class TeacherStudent(NamedTuple):
+    """Gaussian inputs, the linear teacher that labels them and a student before training; labels are x @ teacher."""
+
+    x: Float[Tensor, "N D"]
+    teacher: Float[Tensor, "D C"]
+    student: Float[Tensor, "D C"]
+
+
+def teacher_student(n: int, dims: int, outputs: int, seed: int) -> TeacherStudent:
+    """Standard normal inputs in float64; weights of teacher and student are normal with variance 1 / (2 dims outputs).
+
+    The inputs depend on `n`, `dims` and `seed` alone, so that problems with more outputs share them.
+
+    Reference: Levi, Beck, Bar-Sinai (2024), Grokking in Linear Estimators, section 3.
+    """
+    if min(n, dims, outputs) < 1:
+        raise ValueError(f"n, dims and outputs must be positive, got n={n}, dims={dims}, outputs={outputs}")
+    inputs, weights = (torch.Generator().manual_seed(2 * seed + i) for i in range(2))
+    x = torch.randn(n, dims, generator=inputs, dtype=torch.float64)
+    drawn = torch.randn(2, dims, outputs, generator=weights, dtype=torch.float64) / math.sqrt(2 * dims * outputs)
+    return TeacherStudent(x, drawn[0], drawn[1])
+
+
+class Spectrum(NamedTuple):
+    """The covariance x.T @ x / N of inputs, taken apart once for any number of runs of `descent`."""
+
+    x: Float[Tensor, "N D"]
+    values: Float[Tensor, " D"]  # ascending; exactly zero in directions that the inputs do not reach
+    basis: Float[Tensor, "D D"]  # the eigenvectors are its columns
+
+
+def spectrum(x: Float[Tensor, "N D"]) -> Spectrum:
+    """Eigenvalues and eigenvectors of the covariance of `x`, whose mean is taken to be zero."""
+    if not x.isfinite().all():
+        raise ValueError("x must be finite, got NaN or infinity")
+    values, basis = torch.linalg.eigh(x.T @ x / len(x))
+    noise = x.shape[1] * torch.finfo(x.dtype).eps * float(values[-1])
+    return Spectrum(x, torch.where(values > noise, values, torch.zeros_like(values)), basis)
+
+
+class Path(NamedTuple):
+    """Gradient descent, solved: along each eigenvector the weights go geometrically from `start` to `limit`."""
+
+    basis: Float[Tensor, "D D"]
+    start: Float[Tensor, "D C"]
+    limit: Float[Tensor, "D C"]
+    factor: Float[Tensor, " D"]  # what a step leaves of the distance to the limit
+
+    def modes(self, steps: Int[Tensor, " T"]) -> Float[Tensor, "T D C"]:
+        """The weights along each eigenvector after these numbers of steps, however large they are."""
+        left = self.factor ** steps[:, None]  # (T, D)
+        return self.limit + left[..., None] * (self.start - self.limit)
+
+    def weights(self, steps: Int[Tensor, " T"]) -> Float[Tensor, "T D C"]:
+        """The weights after these numbers of steps."""
+        return self.basis @ self.modes(steps)
+
+
+def descent(
+    spectrum: Spectrum, y: Float[Tensor, "N C"], start: Float[Tensor, "D C"], *, lr: float, weight_decay: float = 0.0
+) -> Path:
+    """Full-batch gradient descent of a linear model, for any number of steps at the price of one.
+
+    The objective is the squared error, averaged over examples and outputs, plus weight_decay / 2 times the squared
+    norm of the weights over the number of outputs. Raises ValueError for a learning rate at which it does not converge.
+    """
+    x, values, basis = spectrum
+    outputs = y.shape[1]
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got weight_decay={weight_decay}")
+    largest = outputs / (float(values[-1]) + weight_decay / 2)
+    if not 0 < lr < largest:
+        raise ValueError(f"lr must be positive and below the stability limit {largest:.6g}, got lr={lr}")
+    curvature = (values + weight_decay / 2)[:, None]
+    origin, pull = basis.T @ start, basis.T @ (x.T @ y) / len(x)
+    limit = torch.where(curvature > 0, pull / curvature.clamp(min=torch.finfo(x.dtype).tiny), origin)
+    return Path(basis, origin, limit, 1 - 2 * lr / outputs * curvature[:, 0])
+
+
+def stepwise_descent(
+    x: Float[Tensor, "N D"],
+    y: Float[Tensor, "N C"],
+    start: Float[Tensor, "D C"],
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    at: Sequence[int],
+) -> Float[Tensor, "T D C"]:
+    """The weights after the steps `at`, found by taking every step: what `descent` is checked against."""
+    from tqdm import tqdm
+
+    if list(at) != sorted(set(at)) or not at or at[0] < 0:
+        raise ValueError(f"at must be rising numbers of steps, at least one, got {list(at)}")
+    w, out = start.clone(), []
+    for step in tqdm(range(at[-1] + 1), "gradient descent", delay=2, leave=False):
+        if step == at[len(out)]:
+            out.append(w.clone())
+        gradient = 2 * x.T @ (x @ w - y) / len(x) + weight_decay * w
+        w = w - lr / y.shape[1] * gradient
+    return torch.stack(out)
+
+
+class Law(NamedTuple):
+    """A distribution as values with weights that sum to one: the mean of f over it is weights @ f(values)."""
+
+    values: Float[Tensor, " K"]
+    weights: Float[Tensor, " K"]
+
+
+def marchenko_pastur(ratio: float, nodes: int = 20_000) -> Law:
+    """Eigenvalues of the covariance of N standard normal inputs in D dimensions as both grow with D / N = `ratio`.
+
+    In the angle that takes 1 + ratio + 2 sqrt(ratio) cos(angle) over the support, the density is a smooth periodic
+    function, for which equal steps are exact but for an error that falls geometrically in the number of nodes. Above
+    a ratio of 1 the mass 1 - 1 / ratio of directions without data stands at the value zero. Raises ValueError for a
+    ratio that is not positive, or so near 1 that the nodes do not do.
+
+    Reference: Marchenko, Pastur (1967), Distribution of eigenvalues for some sets of random matrices.
+    """
+    if not (ratio > 0 and math.isfinite(ratio)):
+        raise ValueError(f"ratio must be positive and finite, got ratio={ratio}")
+    if ratio != 1 and abs(math.log(ratio)) * nodes < 30:
+        raise ValueError(f"ratio={ratio} is too near 1 for {nodes} nodes; it needs {30 / abs(math.log(ratio)):.0f}")
+    angle = torch.arange(1, nodes + 1, dtype=torch.float64) * math.pi / (nodes + 1)
+    low, gap = (1 - math.sqrt(ratio)) ** 2, 4 * math.sqrt(ratio)
+    values = low + gap * (angle / 2).cos().square()
+    weights = 2 / (nodes + 1) * angle.sin().square() / values
+    if ratio < 1:
+        return Law(values, weights)
+    at_zero = 1 - 1 / ratio if ratio > 1 else 1 / (nodes + 1)  # at 1 the density has a share of the last step there
+    pad = torch.nn.functional.pad
+    return Law(pad(values, (1, 0)), pad(weights, (1, 0), value=at_zero))
+
+
+class Sums(NamedTuple):
+    """Pairs of numbers as two one-hot vectors side by side, and their sums."""
+
+    x: Float[Tensor, "N P2"]
+    y: Int[Tensor, " N"]
+
+
+def modular_addition(p: int, share: float, seed: int) -> tuple[Sums, Sums]:
+    """All p * p sums modulo p in random order, cut into this share for training and the rest for testing.
+
+    (a, b) and (b, a) are two different rows. `p` must be an odd prime, so that all frequencies 1 to (p - 1) / 2 are
+    alike: each one's waves are those of another with the numbers renamed.
+
+    Reference: Power et al. (2022), Grokking: Generalization Beyond Overfitting on Small Algorithmic Datasets.
+    """
+    if p < 3 or any(p % k == 0 for k in range(2, math.isqrt(p) + 1)):
+        raise ValueError(f"p must be an odd prime, got p={p}")
+    train = round(share * p * p)
+    if not 0 < train < p * p:
+        raise ValueError(f"share must leave at least one of the {p * p} sums on either side, got share={share}")
+    a, b = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed)).split([train, p * p - train])
+    return tuple(Sums(_two_hot(rows // p, rows % p, p), (rows // p + rows % p) % p) for rows in (a, b))
+
+
+def _two_hot(a: Int[Tensor, " N"], b: Int[Tensor, " N"], p: int) -> Float[Tensor, "N P2"]:
+    return torch.cat([torch.nn.functional.one_hot(t, p) for t in (a, b)], 1).float()
 
 
 def _means(predictivity: tuple[float, float], correlation: float) -> Float[Tensor, " 2"]:
