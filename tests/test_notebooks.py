@@ -79,6 +79,30 @@ def test_figures_have_alt_text(cells):
             assert len(alt) > 40, cell["source"]
 
 
+REFUSED = [
+    ("grokking", "RATIOS", "0, 0.5, 0.9, 2", "RATIOS must list different positive numbers, got 0, 0.5"),
+    ("grokking", "RATIOS", "0.5, 0.9", "RATIOS must hold 0.5, MAIN .* and one above 1"),
+    ("grokking", "THRESHOLD", 0.0, "THRESHOLD must be positive, got 0.0"),
+    ("grokking", "THRESHOLDS", "1, -1", "THRESHOLDS must list different positive numbers"),
+    ("grokking", "OUTPUTS", "5, 2.5", "OUTPUTS must list different positive whole numbers"),
+    ("grokking", "LR", 0.2, "LR must be below the stability limit 0.171, got 0.2"),
+    ("grokking", "PRIMES", "96", "p must be an odd prime, got p=96"),
+    ("grokking", "SHARES", "1.5", "share must leave at least one of the 841 sums"),
+    ("shortcut-learning", "RATIOS", "2, 4", "RATIOS must rise from 1, got 2, 4"),
+]
+
+
+@pytest.mark.parametrize(("name", "parameter", "value", "message"), REFUSED)
+def test_a_bad_parameter_is_refused_before_anything_is_measured(name, parameter, value, message):
+    sources = code(runner._notebook(runner.find(name).source)["cells"])
+    settings = {}
+    exec(sources[0], settings)
+    assert parameter in settings
+    settings[parameter] = value
+    with pytest.raises(ValueError, match=message):
+        exec(sources[1], settings)
+
+
 def test_profiles_name_parameters_that_the_notebook_has(study):
     one = runner.Study(study, yaml.safe_load(study.with_suffix(".yml").read_text()))
     for profile in one.profiles:
