@@ -320,7 +320,7 @@ def test_a_modulus_that_is_no_odd_prime_is_refused(p):
         synthetic.modular_addition(p, 0.5, seed=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.2, 1.5])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.2, 1.5, 0.001, 0.999, math.nan, math.inf])
 def test_a_share_that_leaves_a_side_empty_is_refused(share):
     with pytest.raises(ValueError, match="share must leave at least one of the 49 sums on either side"):
         synthetic.modular_addition(7, share, seed=0)

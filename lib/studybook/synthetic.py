@@ -255,7 +255,7 @@ def modular_addition(p: int, share: float, seed: int) -> tuple[Sums, Sums]:
     """
     if p < 3 or any(p % k == 0 for k in range(2, math.isqrt(p) + 1)):
         raise ValueError(f"p must be an odd prime, got p={p}")
-    train = round(share * p * p)
+    train = round(share * p * p) if 0 < share < 1 else 0
     if not 0 < train < p * p:
         raise ValueError(f"share must leave at least one of the {p * p} sums on either side, got share={share}")
     a, b = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed)).split([train, p * p - train])
