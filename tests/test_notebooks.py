@@ -81,9 +81,12 @@ def test_figures_have_alt_text(cells):
 
 REFUSED = [
     ("grokking", "RATIOS", "0, 0.5, 0.9, 2", "RATIOS must list different positive numbers, got 0, 0.5"),
-    ("grokking", "RATIOS", "0.5, 0.9", "RATIOS must hold 0.5, MAIN .* and one above 1"),
+    ("grokking", "RATIOS", "0.5, 0.9", "RATIOS must hold 0.5, MAIN .* and one from 1.5 on"),
     ("grokking", "THRESHOLD", 0.0, "THRESHOLD must be positive, got 0.0"),
     ("grokking", "THRESHOLDS", "1, -1", "THRESHOLDS must list different positive numbers"),
+    ("grokking", "POINTS", 0, "POINTS must be positive, got 0"),
+    ("grokking", "SCALES", "1, 2", "SCALES numbers above 1"),
+    ("grokking", "ADDITION_DECAYS", "0.5, 0.6", "ADDITION_DECAYS hold one twice another"),
     ("grokking", "OUTPUTS", "5, 2.5", "OUTPUTS must list different positive whole numbers"),
     ("grokking", "LR", 0.2, "LR must be below the stability limit 0.171, got 0.2"),
     ("grokking", "PRIMES", "96", "p must be an odd prime, got p=96"),
