@@ -24,11 +24,7 @@ def defined(study, until):
 
 @pytest.fixture(scope="module")
 def grokking():
-    names = defined("grokking", "def measure(")
-    cells = runner._notebook(runner.find("grokking").source)["cells"]
-    functions = next(c["source"] for c in cells if "def measure(" in c["source"])
-    exec(functions, names)
-    return names
+    return defined("grokking", until="cases = [")
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.95, 2.0])
