@@ -17,7 +17,8 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("STUDYBOOK_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("STUDYBOOK_COLLECT", "STUDYBOOK_COMMITTED", "STUDYBOOK_FRESH", "STUDYBOOK_COMPUTE"):
+    for name in ("COLLECT", "COMMITTED", "FRESH", "COMPUTE", "SECONDS", "SCHEDULER", "WORKERS", "THREADS"):
+        name = f"STUDYBOOK_{name}"
         monkeypatch.delenv(name, raising=False)
 
 

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 LIBRARY = ROOT / "lib" / "studybook"
 ORDER = [
     "data", "synthetic", "models", "ensemble", "features", "probes", "metrics", "calibration", "stats", "plots",
-    "ledger", "sweep", "runner",
+    "ledger", "workers", "sweep", "runner",
 ]  # fmt: skip
 MODULES = sorted(file.stem for file in LIBRARY.glob("*.py") if file.stem != "__init__")
 

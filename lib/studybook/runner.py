@@ -12,6 +12,7 @@ import ast
 import contextlib
 import datetime
 import difflib
+import functools
 import hashlib
 import html
 import importlib.util
@@ -21,6 +22,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,7 +39,7 @@ import click.shell_completion
 QUICK = "quick"
 TOLERANCE = 1e-3  # of a number in a record against the same number computed again, relative; floor 1e-4
 _RECORD_VERSION = 1
-_PAGE = ("plots", "sweep", "runner")  # modules that change how a page looks and none of its numbers
+_PAGE = ("plots", "workers", "sweep", "runner")  # modules that change how a page looks and none of its numbers
 _LOADERS = (("data", "load"), ("data", "pictures"), ("data", "splits"))  # for which the data's fingerprint stands
 
 
@@ -177,6 +179,12 @@ def _about(file: Path) -> dict[str, Any]:
     for name, profile in about["profiles"].items():
         if not isinstance(profile, dict) or not isinstance(profile.get("parameters"), dict):
             raise Problem(f"{file}: profile {name!r} must be a mapping with the key 'parameters'")
+    for name, profile in {QUICK: about["quick"], **about["profiles"]}.items():
+        for hint in profile.get("cases", []):
+            match hint:
+                case {"case": dict(), "seconds": int() | float()}:
+                    continue
+            raise Problem(f"{file}: 'cases' of profile {name!r} must hold {{case: {{...}}, seconds: N}}, got {hint!r}")
     return about
 
 
@@ -197,10 +205,12 @@ def run_study(
     The page of a run that fails goes to `.studybook/failed`, with its log, and the earlier page stays. A run whose
     sources, parameters and stored rows have not changed since the last is not repeated unless `force`.
     """
+    from studybook import sweep
+
     given = typed(study, {**study.profile(profile)["parameters"], **overrides})
     _check_needs(study, profile)
     committed = results_folder(study, profile)
-    inputs = _inputs(study, profile, given, committed, fresh)
+    inputs = _inputs(study, profile, given, committed, fresh, _device())
     page, saved = _page(study), _page(study).with_suffix(".json")
     if not (force or record or fresh) and page.exists() and saved.exists():
         earlier = _read_record(saved)
@@ -213,6 +223,7 @@ def run_study(
             "STUDYBOOK_COMMITTED": str(committed),
             "STUDYBOOK_FRESH": "1" if fresh else "",
             "STUDYBOOK_COMPUTE": "1" if compute else "0",
+            "STUDYBOOK_SECONDS": json.dumps(study.profile(profile).get("cases", [])),
             **({} if compute else {"HF_HUB_OFFLINE": "1"}),  # drawing downloads nothing
             "PYTHONHASHSEED": "0",
             "IPYTHONDIR": str(_quiet_ipython(Path(scratch))),
@@ -239,7 +250,7 @@ def run_study(
             **_commit(),
             "inputs": inputs,
             "versions": _versions(),
-            "sweeps": _sweeps(collect),
+            "sweeps": sweep.tallies(collect),
             "claims": _claims(notebook),
         }
         done["stale"] = sorted({reason for sweep in done["sweeps"] for reason in sweep["stale"]})
@@ -320,11 +331,16 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(title: str, collect: Path) -> Iterator[Any]:
-    """Shows a bar over the sweep's cases and samples the memory of this process and its kernel; gives the peak."""
-    import psutil
-    from tqdm import tqdm
+    """Shows a bar over the sweep's cases and samples the memory of this process and its kernel; gives the peak.
 
-    peak, stop = [0.0], threading.Event()
+    Where another `studybook run` draws one bar for several studies, it gets the sweep's state instead.
+    """
+    import psutil
+
+    from studybook import sweep
+
+    peak, stop, parent = [0.0], threading.Event(), os.getppid()
+    elsewhere = os.environ.get("STUDYBOOK_PROGRESS")
 
     def memory() -> float:
         total = 0
@@ -334,22 +350,30 @@ def _watched(title: str, collect: Path) -> Iterator[Any]:
         return total / 2**20
 
     def watch() -> None:
-        bar = None
+        bar, total = None, None
         while not stop.wait(0.5):
             peak[0] = max(peak[0], memory())
+            if elsewhere and os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGINT)  # nobody waits for this study any more
             with contextlib.suppress(OSError, ValueError):
-                done, total = json.loads((collect / "progress.json").read_text())
-                if bar is not None and bar.total != total:  # the study's next sweep
-                    bar.close()
-                    bar = None
-                bar = bar or tqdm(desc=title, total=total, initial=done, unit=" cases", leave=False)
-                if done != bar.n or sys.stderr.isatty():  # a log file gets a line a case, not two a second
-                    bar.update(done - bar.n)
-                    bar.refresh()
-        if bar is not None:
+                state = json.loads((collect / "progress.json").read_text())
+                if elsewhere:
+                    _write(Path(elsewhere), json.dumps(state))
+                    continue
+                if state["total"] != total:  # the study's next sweep
+                    if bar:
+                        bar.close()
+                    bar, total = sweep.Bar(title), state["total"]
+                if bar:
+                    bar.show(**state)
+                    if state["done"] >= total:  # figures follow, which the bar knows nothing of
+                        bar.close()
+                        bar = None
+        if bar:
             bar.close()
 
-    click.echo(f"{title}: running", err=True)
+    if not elsewhere:
+        click.echo(f"{title}: running", err=True)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -360,12 +384,11 @@ def _watched(title: str, collect: Path) -> Iterator[Any]:
 
 
 def _check_needs(study: Study, profile: str) -> None:
-    import torch
-
     needs = study.profile(profile).get("needs", {})
-    if needs.get("gpu") and not torch.cuda.is_available() and os.environ.get("STUDYBOOK_DEVICE") != "cpu":
+    if needs.get("gpu") and _device() == "cpu" and os.environ.get("STUDYBOOK_DEVICE") != "cpu":
+        where = "no worker has one" if os.environ.get("STUDYBOOK_SCHEDULER") else "torch sees none here"
         raise Problem(
-            f"{study.name} [{profile}] needs a GPU and torch sees none here; "
+            f"{study.name} [{profile}] needs a GPU and {where}; "
             "to run it on the CPU all the same, however long it takes, set STUDYBOOK_DEVICE=cpu"
         )
 
@@ -408,11 +431,6 @@ def _claims(notebook: dict) -> list[dict]:
     return [o["metadata"]["studybook"] for o in outputs if "studybook" in o.get("metadata", {})]
 
 
-def _sweeps(collect: Path) -> list[dict]:
-    file = collect / "sweeps.json"
-    return json.loads(file.read_text()) if file.exists() else []
-
-
 def _record(study: Study, profile: str, done: Mapping[str, Any], collect: Path) -> None:
     """Commits nothing itself: writes record and rows to where they are committed from."""
     folder = results_folder(study, profile)
@@ -432,7 +450,9 @@ def _record(study: Study, profile: str, done: Mapping[str, Any], collect: Path) 
 # ---------------------------------------------------------------- provenance
 
 
-def _inputs(study: Study, profile: str, given: Mapping[str, Any], committed: Path, fresh: bool) -> dict[str, Any]:
+def _inputs(
+    study: Study, profile: str, given: Mapping[str, Any], committed: Path, fresh: bool, device: str
+) -> dict[str, Any]:
     """Hashes of everything a page is made from."""
     rows = b"".join(f.read_bytes() for f in (committed / "rows.json", committed / "rows.npz") if f.exists())
     return {
@@ -445,7 +465,7 @@ def _inputs(study: Study, profile: str, given: Mapping[str, Any], committed: Pat
         "profile": profile,
         "given": dict(given),
         "versions": _versions(),
-        "device": _device(),
+        "device": device,
         "fresh": fresh,
     }
 
@@ -537,21 +557,28 @@ def _commit() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    from studybook import __version__, sweep
+    from studybook import __version__, workers
 
-    return {"python": platform.python_version(), "studybook": __version__, **sweep.packages()}
+    return {"python": platform.python_version(), "studybook": __version__, **workers.packages()}
 
 
 def _machine() -> dict[str, Any]:
-    from studybook import sweep
+    from studybook import workers
 
-    return sweep.machine()
+    return workers.machine()
 
 
 def _device() -> str:
-    from studybook import sweep
+    """The kind of device that cases are measured on, here or on workers."""
+    return _device_at(os.environ.get("STUDYBOOK_SCHEDULER", ""), os.environ.get("STUDYBOOK_DEVICE", ""))
 
-    return sweep.device_kind()
+
+@functools.cache
+def _device_at(scheduler: str, asked: str) -> str:
+    from studybook import workers
+
+    with workers.team() as team:
+        return team.device if team else workers.device_kind()
 
 
 def _data_moved(record: Mapping[str, Any]) -> bool:
@@ -721,7 +748,7 @@ def moved_on(record: Mapping[str, Any]) -> list[str]:
     """What has changed since a record was written: reasons to call it stale."""
     study = find(record["study"])
     reasons = set(record["stale"])
-    now = _inputs(study, record["profile"], {}, results_folder(study, record["profile"]), False)
+    now = _inputs(study, record["profile"], {}, results_folder(study, record["profile"]), False, "")
     for part in ("notebook", "library"):
         if now[part] != record["inputs"][part]:
             reasons.add(part)
@@ -868,6 +895,8 @@ class _Studies(click.ParamType):
         return [click.shell_completion.CompletionItem(name) for name in studies() if name.startswith(incomplete)]
 
 
+_FILE = click.Path(exists=True, dir_okay=False)
+_TOGETHER = 4  # studies that share workers run at once: each is a kernel of about a gigabyte
 _HELP = __doc__.replace("\n\n", "\n\n\b\n")  # click: keep the lines as they are
 
 
@@ -881,13 +910,15 @@ def main() -> None:
 @main.command("list")
 def _list() -> None:
     """What studies there are, with paper, profiles and how long they take."""
+    from studybook import sweep
+
     for study in studies().values():
         paper = study.about["paper"]
         click.echo(f"{study.part}/{click.style(study.name, bold=True)}: {study.about['title']}")
         click.echo(f"    {paper['authors']} ({paper['venue']} {paper['year']})")
         for name in study.profiles:
             profile = study.profile(name)
-            click.echo(f"    {name:9} {profile.get('says', '')}, about {_duration(profile.get('seconds', 0))}")
+            click.echo(f"    {name:9} {profile.get('says', '')}, about {sweep.duration(profile.get('seconds', 0))}")
 
 
 @main.command("run")
@@ -901,9 +932,19 @@ def _list() -> None:
 @click.option("--force", is_flag=True, help="Execute the notebook even if nothing has changed.")
 @click.option("--record", is_flag=True, help="Write rows and record to book/results, to be committed.")
 @click.option("--drawn", is_flag=True, help="Compute nothing: draw from committed rows, or quick where there are none.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", envvar="STUDYBOOK_WORKERS",
+              help="Measure on N Dask workers of this machine; one per GPU where there are GPUs.")  # fmt: skip
+@click.option("--scheduler", metavar="ADDRESS", envvar="STUDYBOOK_SCHEDULER",
+              help="Measure on the workers of this Dask scheduler: tcp://HOST:8786, tls:// or its file.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), metavar="N", envvar="STUDYBOOK_THREADS",
+              help="Threads of a case; cores // workers unless given.")  # fmt: skip
+@click.option("--share-gpu", is_flag=True, envvar="STUDYBOOK_SHARE_GPU", help="Let several cases use one GPU.")
+@click.option("--tls-ca-file", type=_FILE, metavar="PEM", help="For tls://: who signed the cluster's certificates.")
+@click.option("--tls-cert", type=_FILE, metavar="PEM", help="For tls://: this machine's certificate.")
+@click.option("--tls-key", type=_FILE, metavar="PEM", help="For tls://: its key, if not in the certificate's file.")
 def _run(
     names: Sequence[str], everything: bool, profile: str, given: Sequence[tuple[str, str]], fresh: bool, force: bool,
-    record: bool, drawn: bool,
+    record: bool, drawn: bool, **places: Any,
 ) -> None:  # fmt: skip
     """Run studies and write their pages and records."""
     chosen = list(studies().values()) if everything else [find(name) for name in names]
@@ -912,35 +953,152 @@ def _run(
     if record and given:
         raise Problem("--record keeps a profile as it stands; it cannot be combined with -p")
     overrides = dict(given)
+    jobs = []
     for study in chosen:  # refuse before anything runs
         typed(study, {**study.profile(profile)["parameters"], **overrides})
-    failed = []
-    for study in chosen:
-        rows_there = (results_folder(study, profile) / "rows.json").exists()
-        use = QUICK if drawn and not rows_there else profile
-        if use != profile:
-            click.echo(f"{study.name}: the repository has no rows of its {profile} profile; drawing quick", err=True)
-        try:
-            done = run_study(
-                study, use, typed(study, overrides), fresh=fresh, record=record, force=force,
-                compute=not (drawn and use != QUICK),
-            )  # fmt: skip
-        except Problem as problem:
-            failed.append(study.name)
-            problem.show()
-            continue
-        except KeyboardInterrupt:
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the dead kernel's task would complain at exit
-            click.echo(
-                f"\n{study.name}: interrupted; finished cases are stored, the same command goes on from there", err=True
-            )
-            sys.exit(130)
-        tally = ", ".join(f"{n} {verdict}" for verdict, n in _tally(done["claims"]).items() if n)
-        took = "unchanged" if done.get("unchanged") else f"{done['seconds']:.0f} s"
-        stale = f", stale ({', '.join(done['stale'])})" if done["stale"] else ""
-        click.echo(f"{study.name} [{use}]: {tally} ({took}{stale})")
-    if failed:
+        jobs.append(
+            (study, QUICK if drawn and not (results_folder(study, profile) / "rows.json").exists() else profile)
+        )
+    with _measured_on(**places) as on_workers:
+        if on_workers and len(jobs) > 1:
+            words = [word for name, value in given for word in ("-p", name, value)]
+            flags = {"--fresh": fresh, "--force": force, "--record": record}
+            failed = _together(jobs, [*words, *(flag for flag, on in flags.items() if on)], drawn)
+        else:
+            failed = [
+                study.name
+                for study, use in jobs
+                if not _run_one(
+                    study, use, overrides, fresh=fresh, record=record, force=force, compute=not drawn or use == QUICK
+                )
+            ]
+    if failed and (len(jobs) > 1 or not os.environ.get("STUDYBOOK_PROGRESS")):
         raise Problem(f"{len(failed)} of {len(chosen)} studies failed: {', '.join(failed)}")
+    if failed:
+        sys.exit(1)
+
+
+def _run_one(study: Study, profile: str, overrides: Mapping[str, str], **how: bool) -> bool:
+    """Runs one study and says how it went; False if it failed. Ctrl-C ends the command."""
+    try:
+        done = run_study(study, profile, typed(study, overrides), **how)
+    except Problem as problem:
+        problem.show()
+        return False
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the dead kernel's task would complain at exit
+        _say_interrupted(study.name)
+        sys.exit(130)
+    tally = ", ".join(f"{n} {verdict}" for verdict, n in _tally(done["claims"]).items() if n)
+    took = "unchanged" if done.get("unchanged") else f"{done['seconds']:.0f} s"
+    stale = f", stale ({', '.join(done['stale'])})" if done["stale"] else ""
+    click.echo(f"{study.name} [{profile}]: {tally} ({took}{stale})")
+    return True
+
+
+def _say_interrupted(what: str) -> None:
+    click.echo(f"\n{what}: interrupted; finished cases are stored, the same command goes on from there", err=True)
+
+
+@contextlib.contextmanager
+def _measured_on(
+    workers: int | None, scheduler: str | None, threads: int | None, share_gpu: bool, tls_ca_file: str | None,
+    tls_cert: str | None, tls_key: str | None,
+) -> Iterator[bool]:  # fmt: skip
+    """Lets kernels that start inside measure on the workers asked for, which are checked first; gives whether any are.
+
+    Workers of this machine live as long as this block.
+    """
+    if workers and scheduler:
+        raise Problem("--workers starts workers here and --scheduler uses those of another: give one of the two")
+    environment = {"STUDYBOOK_WORKERS": "", "STUDYBOOK_THREADS": str(threads or "")}
+    environment |= {"STUDYBOOK_SHARE_GPU": "1"} if share_gpu else {}
+    tls = {"CA_FILE": tls_ca_file, "CLIENT__CERT": tls_cert, "CLIENT__KEY": tls_key or tls_cert}
+    environment |= {f"DASK_DISTRIBUTED__COMM__TLS__{name}": file for name, file in tls.items() if file}
+    if not (workers or scheduler):
+        environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        with _environment(environment):
+            yield False
+        return
+    from studybook import workers as dask
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment(environment))
+        try:
+            if workers:
+                click.echo(f"starting {workers} worker{'s' * (workers > 1)}", err=True)
+                scheduler = stack.enter_context(dask.local(workers, threads, share_gpu))
+            stack.enter_context(_environment({"STUDYBOOK_SCHEDULER": scheduler}))
+            with dask.team(lambda words: click.echo(words, err=True)) as team:
+                if workers:
+                    stack.enter_context(_environment({"STUDYBOOK_THREADS": str(team.threads)}))
+                if not os.environ.get("STUDYBOOK_PROGRESS"):
+                    click.echo(team.describe(), err=True)
+        except (dask.Unfit, dask.Lost, ConnectionError, ImportError, ValueError) as error:
+            raise Problem(str(error)) from None
+        yield True
+
+
+def _together(jobs: Sequence[tuple[Study, str]], words: Sequence[str], drawn: bool) -> list[str]:
+    """Runs several studies at a time, the longest first, as commands of their own; gives those that failed.
+
+    Their cases share the workers, so none of these stands idle while a study starts or draws its figures.
+    """
+    from studybook import sweep
+
+    todo = sorted(jobs, key=lambda job: -job[0].profile(job[1]).get("seconds", 0))
+    running: dict[str, tuple[subprocess.Popen, Path, str]] = {}
+    failed, bar = [], sweep.Bar(f"{len(jobs)} studies")
+    ended = {"done": 0, "total": 0, "failed": 0}
+    with tempfile.TemporaryDirectory(prefix="studybook-") as scratch, contextlib.closing(bar):
+        try:
+            while todo or running:
+                while todo and len(running) < _TOGETHER:
+                    study, use = todo.pop(0)
+                    file, log = Path(scratch) / f"{study.name}.json", Path(scratch) / f"{study.name}.log"
+                    command = [sys.executable, "-m", "studybook.runner", "run", study.name, "--profile", use, *words]
+                    with log.open("w") as out:
+                        process = subprocess.Popen(
+                            [*command, *["--drawn"] * (drawn and use != QUICK)], cwd=root(), stdout=out,
+                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                            env={**os.environ, "STUDYBOOK_PROGRESS": str(file), "STUDYBOOK_ROOT": str(root())},
+                        )  # fmt: skip
+                    running[study.name] = (process, file, log)
+                time.sleep(0.2)
+                states = {name: _state(file) for name, (_, file, _) in running.items()}
+                for name, (process, _, log) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[name]
+                    for key in ended:
+                        ended[key] += states[name].get(key, 0)
+                    bar.clear()
+                    click.echo(log.read_text().strip())
+                    failed += [name] if process.returncode else []
+                now = [states[name] for name in running if states[name]]
+                left = [state["left"] for state in now if state["left"]]
+                bar.show(
+                    **{key: ended[key] + sum(state[key] for state in now) for key in ended},
+                    left=max(left, default=None), words=next((s["words"] for s in now), ""),
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            for process, _, _ in running.values():
+                process.send_signal(signal.SIGINT)
+            for process, _, _ in running.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(15)
+                process.kill()
+            _say_interrupted(", ".join(running))
+            sys.exit(130)
+    return failed
+
+
+def _state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {**state, "done": state["done"] + state["before"], "total": state["total"] + state["before"]}
 
 
 @main.command("build")
@@ -979,7 +1137,7 @@ def _check(name: str) -> None:
     threads = str(
         committed["machine"]["cores"]
     )  # another number of threads rounds differently, and training amplifies it
-    here = {"OMP_NUM_THREADS": threads}
+    here = {"OMP_NUM_THREADS": threads, "STUDYBOOK_SCHEDULER": "", "STUDYBOOK_WORKERS": "", "STUDYBOOK_THREADS": ""}
     with tempfile.TemporaryDirectory(prefix="studybook-") as empty, _environment({"STUDYBOOK_CACHE": empty, **here}):
         now = run_study(study, QUICK, {}, force=True)
     if found := compare(committed, now):
@@ -990,13 +1148,6 @@ def _check(name: str) -> None:
             f"this is {now['machine']['processor']}):\n{listed}"
         )
     click.echo(f"{name}: {len(now['claims'])} claims agree with the committed record within {TOLERANCE:.1%}")
-
-
-def _duration(seconds: int | float) -> str:
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -10,40 +10,48 @@ have moved on they are still used, and the table says that it is stale, unless `
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import io
 import json
 import linecache
 import os
-import platform
 import symtable
+import sys
 import textwrap
 import time
-import traceback
 import types
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from studybook import data as sets
-from studybook import ensemble
+from studybook import workers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Case = Mapping[str, Any]
-PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
+
+
+class Failure(NamedTuple):
+    """A case that raised, the worker it raised on ("" for this process) and the traceback."""
+
+    case: dict
+    worker: str
+    traceback: str
 
 
 class Failed(RuntimeError):
-    """Some cases of a sweep raised; the others are stored."""
+    """Some cases of a sweep raised; the others are stored. `failures` holds them all."""
+
+    failures: Sequence[Failure] = ()
 
 
 def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Sequence[str] = ()) -> "pd.DataFrame":
@@ -51,12 +59,14 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
 
     `measure` takes one case (a dict of plain values) and returns a dict, or a list of dicts for several rows; values
     are numbers, strings, or arrays. `data` names the sets that `measure` loads. The global random state of torch and
-    numpy is set from the case, so results depend neither on order nor on company.
+    numpy is set from the case, so results depend neither on order nor on company. Where the environment names Dask
+    workers (see `studybook.workers`) they do the measuring, the longest cases first; this process stores.
 
     The frame's `attrs["sweep"]` says how many cases were computed, found in the store or taken from committed rows,
     and why those are stale, if they are. A case that raises is noted with its traceback and the rest go on; at the
     end `Failed` names the failures. Raises ValueError, before anything runs, for cases that are not plain or equal
-    each other, and TypeError for a `measure` whose dependencies cannot be told.
+    each other, TypeError for a `measure` whose dependencies cannot be told, and `workers.Unfit` or `workers.Lost` for
+    workers that must not be used or are gone; finished rows are stored all the same.
     """
     import pandas as pd
 
@@ -69,14 +79,37 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
     code, values, loads = reach(measure)
     if loads and not data:
         raise ValueError("measure loads data, so the sweep must name the sets: sweep.run(measure, cases, data=...)")
-    parts = {
-        "measure": measure.__qualname__,
-        "code": code,
-        "values": values,
-        "data": _fingerprints(data),
-        "packages": packages(),
-        "device": device_kind(),
-    }
+    with workers.team(_say) as team:
+        parts = {
+            "measure": measure.__qualname__,
+            "code": code,
+            "values": values,
+            "data": _fingerprints(data, team),
+            "packages": workers.packages(),
+            "device": team.device if team else workers.device_kind(),
+        }
+        committed = _read_committed()
+        found, tally = _known(parts, cases, committed)
+        missing = [i for i in range(len(cases)) if i not in found]
+        if missing and os.environ.get("STUDYBOOK_COMPUTE") == "0":
+            raise Failed(f"{len(missing)} of {len(cases)} cases are not stored, and this run may compute nothing")
+        for name in data if missing and parts["data"] is None else ():
+            sets.fingerprint(name)  # a missing set is one clear error, not one per case
+        if missing:
+            expected = _expected(measure, cases, missing, committed)
+            _compute(measure, parts, cases, missing, expected, team, found)
+            tally["computed"] = len(missing)
+    rows = [{**cases[i], **row} for i in range(len(cases)) for row in found[i]["rows"]]
+    tally["seconds"] = sum(entry["seconds"] for entry in found.values())
+    tally["measured"] = sorted({_json(entry["machine"]) for entry in found.values()})
+    table = pd.DataFrame(rows)
+    table.attrs["sweep"] = tally
+    _collect([{**found[i], "case": cases[i]} for i in range(len(cases))], tally)
+    return table
+
+
+def _known(parts: dict, cases: Sequence[dict], committed: Mapping[str, dict]) -> tuple[dict[int, dict], dict]:
+    """Entries that are there already, by the case's index, and the sweep's tally."""
     found: dict[int, dict] = {}
     tally = {
         "cases": len(cases),
@@ -87,13 +120,13 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         "seconds": 0.0,
         "measured": [],
         "data": parts["data"],
-        "code": code,
+        "code": parts["code"],
     }
-    committed = _read_committed()
     fresh = bool(os.environ.get("STUDYBOOK_FRESH"))
     for i, case in enumerate(cases):
         if (entry := _stored(_key(parts, case))) is not None:
             tally["stored"] += 1
+            entry = {**entry, "parts": parts}  # equal, as the key is: one copy for all
         elif (entry := committed.get(_identity(parts, case))) is not None:
             moved = [part for part in ("code", "data", "packages") if parts[part] not in (None, entry["parts"][part])]
             if moved and fresh:
@@ -103,36 +136,56 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         else:
             continue
         found[i] = entry
+    return found, tally
+
+
+def _compute(
+    measure: Callable[[Case], Any], parts: dict, cases: Sequence[dict], missing: Sequence[int],
+    expected: Mapping[int, float], team: workers.Team | None, found: dict[int, dict],
+) -> None:  # fmt: skip
+    """Measures the missing cases here or on the team, storing and adding to `found` each that finishes."""
     failures = []
-    missing = [i for i in range(len(cases)) if i not in found]
-    if missing and os.environ.get("STUDYBOOK_COMPUTE") == "0":
-        raise Failed(f"{len(missing)} of {len(cases)} cases are not stored, and this run may compute nothing")
-    if missing:
-        for name in data:
-            sets.fingerprint(name)  # a missing set is one clear error, not one per case
-    for i in _progress(missing, len(cases)):
-        try:
-            entry = _measured(measure, parts, cases[i])
-        except Exception:
-            failures.append((cases[i], traceback.format_exc()))
-            continue
-        _store(_file(_key(parts, cases[i])), entry, cases[i])
-        tally["computed"] += 1
-        found[i] = entry
+    function = functools.partial(_measured, measure)
+    progress = _Progress(len(cases), expected)
+    if team:
+        order = sorted(missing, key=lambda i: -expected[i])
+        progress.say(team.describe())
+        outcomes = team.outcomes(function, [cases[i] for i in order], parts["data"], progress.tick)
+    else:
+        order = list(missing)
+        outcomes = workers.here(function, [cases[i] for i in order])
+    try:
+        with contextlib.closing(progress), contextlib.closing(outcomes):
+            for outcome in outcomes:
+                i = order[outcome.index]
+                if outcome.failure:
+                    failures.append(Failure(cases[i], outcome.worker, outcome.failure))
+                    _note_failure(_key(parts, cases[i]), failures[-1])
+                else:
+                    entry = {"parts": parts, **outcome.value}
+                    _store(_key(parts, cases[i]), entry, cases[i])
+                    found[i] = entry
+                progress.finished(i, len(failures))
+    except (workers.Lost, workers.Unfit) as error:
+        there = f"{len(found)} of {len(cases)} cases are stored"
+        raise type(error)(f"{error} ({there}; the same command goes on from there)") from None
     if failures:
-        listed = "\n".join(
-            f"- {case}" + (f"\n{textwrap.indent(t, '    ')}" if i < 3 else "") for i, (case, t) in enumerate(failures)
-        )
-        others = " (the others are stored and will not be repeated)" if len(failures) < len(cases) else ""
-        first = failures[0][1].strip().splitlines()[-1]
-        raise Failed(f"{len(failures)} of {len(cases)} cases failed{others}, the first with {first}\n{listed}")
-    rows = [{**cases[i], **row} for i in range(len(cases)) for row in found[i]["rows"]]
-    tally["seconds"] = sum(entry["seconds"] for entry in found.values())
-    tally["measured"] = sorted({_json(entry["machine"]) for entry in found.values()})
-    table = pd.DataFrame(rows)
-    table.attrs["sweep"] = tally
-    _collect([{**found[i], "case": cases[i]} for i in range(len(cases))], tally)
-    return table
+        raise _failed(failures, len(cases))
+
+
+def _failed(failures: Sequence[Failure], total: int) -> Failed:
+    listed = "\n".join(
+        f"- {f.case}" + f" (worker {f.worker})" * bool(f.worker) + f"\n{textwrap.indent(f.traceback, '    ')}" * (i < 3)
+        for i, f in enumerate(failures)
+    )
+    others = " (the others are stored and will not be repeated)" if len(failures) < total else ""
+    first = failures[0].traceback.strip().splitlines()[-1]
+    error = Failed(
+        f"{len(failures)} of {total} cases failed{others}, the first with {first}\n{listed}\n"
+        f"every traceback is in {sets.cache_folder() / 'failures'}"
+    )
+    error.failures = tuple(failures)
+    return error
 
 
 def reach(function: Callable) -> tuple[str, dict, bool]:
@@ -196,31 +249,6 @@ def _dumped(node: Any) -> str:
     return repr(node)
 
 
-def packages() -> dict[str, str]:
-    """Versions of the packages that numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def device_kind() -> str:
-    """`cpu`, or the name of the GPU that `ensemble.device` chose."""
-    where = ensemble.device()
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores in use, device and memory (GiB) of this machine."""
-    import psutil
-
-    memory = round(psutil.virtual_memory().total / 2**30)
-    name = platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    return {"processor": name, "cores": torch.get_num_threads(), "device": device_kind(), "memory": memory}
-
-
 def write_rows(entries: Sequence[dict], folder: Path) -> None:
     """Entries of a sweep as `rows.json`, one case a line, with their arrays in `rows.npz`, written atomically."""
     arrays: dict[str, np.ndarray] = {}
@@ -241,8 +269,8 @@ def read_rows(folder: Path) -> list[dict]:
         raise ValueError(f"{folder / 'rows.json'} is damaged ({error}); restore it from git") from error
 
 
-def _measured(measure: Callable[[Case], Any], parts: dict, case: dict) -> dict:
-    """One case, measured now."""
+def _measured(measure: Callable[[Case], Any], case: dict) -> dict:
+    """One case, measured now and in this process."""
     seed = int(_hash(case)[:8], 16)
     state = np.random.get_state()  # noqa: NPY002
     start = time.perf_counter()
@@ -255,18 +283,19 @@ def _measured(measure: Callable[[Case], Any], parts: dict, case: dict) -> dict:
             np.random.set_state(state)  # noqa: NPY002
     rows = [answer] if isinstance(answer, Mapping) else list(answer)
     return {
-        "parts": parts,
         "rows": [{name: _cell(name, value) for name, value in row.items()} for row in rows],
         "seconds": round(time.perf_counter() - start, 3),
-        "machine": machine(),
+        "machine": workers.machine(),
     }
 
 
-def _store(file: Path, entry: dict, case: dict) -> None:
+def _store(key: str, entry: dict, case: dict) -> None:
     """Writes one measured case; OSError, at once and naming the place, if that cannot be done."""
     arrays: dict[str, np.ndarray] = {}
-    packed = _packed(entry, arrays)
+    packed, file, pace = _packed(entry, arrays), _file(key), _pace_file(entry["parts"]["measure"], case)
     try:
+        pace.parent.mkdir(parents=True, exist_ok=True)
+        _replace(pace, str(entry["seconds"]).encode())
         file.parent.mkdir(parents=True, exist_ok=True)
         if arrays:
             _replace(file.with_suffix(".npz"), _npz(arrays))
@@ -309,33 +338,177 @@ def _collect(entries: list[dict], tally: dict) -> None:
         place = Path(folder)
         earlier = read_rows(place) if (place / "rows.json").exists() else []
         write_rows([*earlier, *entries], place)
-        tallies = json.loads((place / "sweeps.json").read_text()) if (place / "sweeps.json").exists() else []
-        _replace(place / "sweeps.json", json.dumps([*tallies, tally]).encode())
+        _replace(place / "sweeps.json", json.dumps([*tallies(place), tally]).encode())
 
 
-def _fingerprints(names: Sequence[str]) -> dict[str, str] | None:
-    """Fingerprints of the sets, or None if one is not here: then only committed rows can serve."""
+def tallies(folder: Path) -> list[dict]:
+    """What a run's sweeps did, in order, from the folder they left it in."""
+    file = folder / "sweeps.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def _fingerprints(names: Sequence[str], team: workers.Team | None) -> dict[str, str] | None:
+    """Fingerprints of the sets, as they are here or else on a worker; None if one is nowhere.
+
+    Then only committed rows can serve.
+    """
     try:
         return {name: sets.fingerprint(name) for name in names}
     except FileNotFoundError:
+        if team:
+            with contextlib.suppress(workers.Unfit):
+                return team.fingerprints(names)
         return None
 
 
-def _progress(missing: Sequence[int], total: int) -> Iterator[int]:
-    """`missing` with a progress bar, whose state the runner finds in a file too: a page shows its output at the end."""
-    from tqdm import tqdm
-
-    bar = tqdm(missing, "cases", initial=total - len(missing), total=total, delay=1, disable=not missing)
-    for done, i in enumerate(bar, total - len(missing)):
-        _announce(done, total)
-        yield i
-    _announce(total, total)
+def _note_failure(key: str, failure: Failure) -> None:
+    """Keeps a failure at once, as rows are kept: the sweep may be killed before it can raise."""
+    folder = sets.cache_folder() / "failures"
+    with contextlib.suppress(OSError):  # the sweep ends with it all the same
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / f"{key}.json", json.dumps(failure._asdict(), indent=1).encode())
 
 
-def _announce(done: int, total: int) -> None:
-    if folder := os.environ.get("STUDYBOOK_COLLECT"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        _replace(Path(folder) / "progress.json", json.dumps([done, total]).encode())
+# ---------------------------------------------------------------- how long it takes
+
+
+def _expected(
+    measure: Callable, cases: Sequence[dict], missing: Sequence[int], committed: Mapping[str, dict]
+) -> dict[int, float]:
+    """Seconds that each missing case should take.
+
+    As it took before, whatever the code was then; else as the study's YAML says; else the mean of the others.
+    """
+    name = measure.__qualname__
+    before = {_json(e["case"]): e["seconds"] for e in committed.values() if e["parts"]["measure"] == name}
+    hints = json.loads(os.environ.get("STUDYBOOK_SECONDS") or "[]")
+    found: dict[int, float] = {}
+    for i in missing:
+        with contextlib.suppress(OSError, ValueError):
+            found[i] = float(_pace_file(name, cases[i]).read_text())
+            continue
+        if (seconds := before.get(_json(cases[i]))) is not None:
+            found[i] = seconds
+        elif fits := [h["seconds"] for h in hints if all(cases[i].get(k) == v for k, v in h["case"].items())]:
+            found[i] = fits[0]
+    usual = sum(found.values()) / len(found) if found else 1.0
+    return {i: max(found.get(i, usual), 1e-6) for i in missing}
+
+
+def _pace_file(measure: str, case: dict) -> Path:
+    name = _hash([measure, case])
+    return sets.cache_folder() / "seconds" / name[:2] / name
+
+
+class Bar:
+    """One bar over cases: drawn where there is a terminal or a notebook, a line now and then where there is a log."""
+
+    def __init__(self, title: str) -> None:
+        from tqdm import tqdm
+
+        self.title = title
+        self.drawn = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+        self.start = self.last = time.monotonic()
+        self.first: int | None = None
+        self.bar = tqdm(
+            desc=title, delay=1, leave=False, disable=not self.drawn,
+            bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cases [{elapsed}{postfix}]",
+        )  # fmt: skip
+
+    def show(
+        self, done: int, total: int, failed: int = 0, left: float | None = None, words: str = "", before: int = 0
+    ) -> None:  # fmt: skip
+        """`left` is in seconds, `words` what else there is to say, `before` cases of earlier sweeps, not shown."""
+        now = time.monotonic()
+        self.first = done if self.first is None else self.first
+        each = (now - self.start) / (done - self.first) if done > self.first else None
+        notes = [
+            *([f"{each:.1f} s a case" if each > 1 else f"{1 / each:.1f} cases/s"] if each else []),
+            *([f"about {duration(left)} left"] if left else []),
+            *([f"{failed} failed"] if failed else []),
+            *([words] if words else []),
+        ]
+        if not self.drawn:
+            if now - self.last > 15:
+                self.last = now
+                print(f"{self.title}: {', '.join([f'{done}/{total} cases', *notes])}", file=sys.stderr, flush=True)
+            return
+        self.bar.total = total
+        self.bar.set_postfix_str(", ".join(notes), refresh=False)
+        self.bar.update(done - self.bar.n)  # draws ten times a second at most
+        if not self.bar.n or now - self.last > 0.5:
+            self.last = now
+            self.bar.refresh()
+
+    def clear(self) -> None:
+        """Makes room for a line; the next `show` draws the bar again."""
+        self.bar.clear()
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self.bar.close()
+
+
+def duration(seconds: int | float) -> str:
+    """Seconds in words: 40 s, 7 min, 3 h."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+class _Progress:
+    """How far a sweep is: a bar, or a file where the runner draws it, since a page shows its output at the end."""
+
+    def __init__(self, total: int, expected: Mapping[int, float]) -> None:
+        folder = os.environ.get("STUDYBOOK_COLLECT")
+        self.file = Path(folder) / "progress.json" if folder else None
+        self.bar = None if folder else Bar("cases")
+        self.expected, self.start, self.written = expected, time.monotonic(), 0.0
+        self.work = self.worked = 0.0
+        self.work = sum(expected.values())
+        self.state = {"done": total - len(expected), "total": total, "failed": 0, "left": None, "words": ""}
+        self.before = sum(tally["cases"] for tally in tallies(Path(folder))) if folder else 0
+        self._show()
+
+    def finished(self, i: int, failed: int) -> None:
+        """Case `i` has ended; `failed` have so far."""
+        self.worked += self.expected[i]
+        left = (time.monotonic() - self.start) * max(0.0, self.work - self.worked) / self.worked
+        self.state |= {"done": self.state["done"] + 1, "failed": failed, "left": left}
+        self._show()
+
+    def tick(self, words: str) -> None:
+        """Time has passed; `words` say what there is to say of the workers."""
+        self.state["words"] = words
+        self._show()
+
+    def say(self, words: str) -> None:
+        """A line of its own, unless the runner has said it."""
+        if self.bar:
+            _say(words)
+
+    def close(self) -> None:
+        """The last state, whatever ended the sweep."""
+        self.written = 0.0
+        self._show()
+        if self.bar:
+            self.bar.close()
+
+    def _show(self) -> None:
+        if self.bar:
+            self.bar.show(**self.state)
+        elif time.monotonic() - self.written > 0.2:
+            self.written = time.monotonic()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.file, json.dumps({**self.state, "before": self.before}).encode())
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- keys and values
 
 
 def _key(parts: dict, case: dict) -> str:
@@ -383,6 +556,11 @@ def _plain_value(name: str, value: Any, codes: list[Any]) -> Any:
         return value.item()
     if isinstance(value, torch.dtype | torch.device | Path):
         return str(value)
+    if isinstance(value, torch.Tensor):
+        bits = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return f"{value.dtype} {list(value.shape)} {hashlib.sha256(bits).hexdigest()}"
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return f"{value.dtype.str} {list(value.shape)} {hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}"
     if isinstance(value, types.MethodType):
         return [_plain_value(name, part, codes) for part in (value.__func__, value.__self__)]
     if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | None):
