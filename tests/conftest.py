@@ -1,6 +1,7 @@
 """Every test has its own cache folder and no data but what packages ship, unless it asks for more."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("STUDYBOOK_DATA") or ROOT.parent / "shared" / "data")
 USERS_ENVIRONMENT = dict(os.environ)
+
+
+def heed_interrupts():
+    """For a process about to start: a shell's background jobs, and all that they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import nbformat
 import psutil
 import pytest
 from click.testing import CliRunner
+from conftest import heed_interrupts
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from studybook import data, runner
@@ -118,6 +119,7 @@ def test_a_profile_that_needs_a_gpu_says_so(project, monkeypatch):
         ("title: {a\nb", "coins.yml, line 2: malformed YAML"),
         (ABOUT.replace("title: Coins", "name: Coins"), "the key 'title' must be there and be a text"),
         (ABOUT.replace("parameters: {FLIPS: 50}", "FLIPS: 50"), "profile 'standard' must be a mapping"),
+        (ABOUT.replace("seconds: 1}", "cases: [{seed: 1}]}"), "'cases' of profile 'quick' must hold {case: {...}, sec"),
     ],
 )
 def test_malformed_yaml_is_refused_by_file_and_line(project, about, message):
@@ -319,10 +321,9 @@ def test_ctrl_c_keeps_finished_cases_and_the_same_command_goes_on(project):
     run = [sys.executable, "-m", "studybook.runner", "run", "coins"]
     rows = Path(os.environ["STUDYBOOK_CACHE"]) / "rows"
 
-    def heed() -> None:  # a shell's background jobs, and all that they start, ignore the interrupt
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    first = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
+    first = subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 120
     while len(list(rows.glob("*/*.json"))) < 2:
         assert time.monotonic() < deadline
@@ -398,3 +399,113 @@ def test_results_that_cannot_be_written_lose_no_page(project):
     assert answer.exit_code == 1
     assert "the run is done, but" in answer.output
     assert record(project)["profile"] == "standard"
+
+
+# ---------------------------------------------------------------- workers
+
+HARMLESS = SWEEP.replace("range(4)", "range(12)").replace("    if STRICT", "    time.sleep(0.3)\n    if STRICT")
+
+
+@pytest.fixture
+def several(project):
+    """Three studies; the one called broken fails."""
+    source = (project / "notebooks" / "money" / "coins.ipynb").read_text()
+    for name in ("dice", "broken"):
+        changed = source.replace("STRICT = False", f"STRICT = {name == 'broken'}")
+        (project / "notebooks" / "money" / f"{name}.ipynb").write_text(changed)
+        (project / "notebooks" / "money" / f"{name}.yml").write_text(ABOUT)
+    return project
+
+
+def test_workers_give_the_same_numbers_and_the_page_says_the_same(project, tmp_path, monkeypatch):
+    assert command("run", "coins", "--threads", "1").exit_code == 0
+    here = record(project)
+    assert here["machine"]["cores"] != 0
+    monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "another"))
+    answer = command("run", "coins", "--workers", "2", "--threads", "1", "--force")
+    assert answer.exit_code == 0, answer.output
+    assert "2 workers, 1 thread each, cpu; dashboard: http://127.0.0.1:" in answer.output
+    there = record(project)
+    assert there["claims"] == here["claims"]
+    assert there["sweeps"][0]["computed"] == 4
+    assert [json.loads(m)["cores"] for m in there["sweeps"][0]["measured"]] == [1]
+    assert "127.0.0.1" not in (project / "book" / "studies" / "money" / "coins.ipynb").read_text()
+    assert "unchanged" in command("run", "coins", "--workers", "1").output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "2", "--scheduler", "tcp://127.0.0.1:9"], "give one of the two"),
+        (["--scheduler", "tcp://127.0.0.1:9"], "no Dask scheduler answers at tcp://127.0.0.1:9"),
+        (["--workers", "0"], "0 is not in the range x>=1"),
+        (["--scheduler", "tls://127.0.0.1:9", "--tls-cert", "none.pem"], "'none.pem' does not exist"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_refused_before_any_kernel_starts(project, monkeypatch, words, message):
+    monkeypatch.setattr(runner, "_papermill", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr("studybook.workers._ANSWER", 0.5)
+    answer = command("run", "coins", *words)
+    assert answer.exit_code in (1, 2)
+    assert message in answer.output
+    assert "Traceback" not in answer.output
+
+
+def test_several_studies_share_the_workers_and_one_that_fails_stops_no_other(several):
+    answer = command("run", "--all", "--workers", "2")
+    assert answer.exit_code == 1
+    for name in ("coins", "dice"):
+        assert f"{name} [quick]: 1 " in answer.output
+        made = json.loads((several / "book" / "studies" / "money" / f"{name}.json").read_text())
+        assert made["sweeps"][0]["computed"] + made["sweeps"][0]["stored"] == 4
+    assert "broken failed in cell" in answer.output
+    assert "Error: 1 of 3 studies failed: broken" in answer.output
+    again = command("run", "--all", "--workers", "2")
+    assert again.output.count("(unchanged)") == 2
+
+
+@pytest.mark.parametrize("names", [["coins"], ["coins", "dice"]])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_on_workers_that_is_ended_leaves_nothing_behind_and_goes_on(several, tmp_path, names, end):
+    file = several / "notebooks" / "money" / "coins.ipynb"
+    for name in names:
+        notebook = nbformat.reads(file.read_text(), 4)
+        notebook.cells[3].source = "import time\n" + HARMLESS.strip().replace("measure", f"measure_{name}")
+        nbformat.write(notebook, file.with_stem(name))
+    words = [sys.executable, "-m", "studybook.runner", "run", *names, "--workers", "2"]
+    rows = data.cache_folder() / "rows"
+    run = subprocess.Popen(
+        words, cwd=several, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts
+    )
+    deadline = time.monotonic() + 120
+    while len(list(rows.glob("*/*.json"))) < 3:
+        assert time.monotonic() < deadline
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    run.send_signal(end)
+    out, _ = run.communicate(timeout=60)
+    if end == signal.SIGINT:
+        assert run.returncode == 130
+        assert "interrupted; finished cases are stored, the same command goes on from there" in out
+    deadline = time.monotonic() + 60
+    while left := using(data.cache_folder()):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    stored = len(list(rows.glob("*/*.json")))
+    assert 3 <= stored < 12 * len(names)
+    again = subprocess.run(words, cwd=several, capture_output=True, text=True, timeout=120, check=True)
+    assert len(list(rows.glob("*/*.json"))) == 12 * len(names)
+    made = [json.loads((several / "book" / "studies" / "money" / f"{name}.json").read_text()) for name in names]
+    assert sum(one["sweeps"][0]["stored"] for one in made) == stored, again.stdout
+
+
+def using(cache):
+    """Processes other than this one that were started with the given cache folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("STUDYBOOK_CACHE") == str(cache) and process.status() != psutil.STATUS_ZOMBIE:
+                found += [process] if process.pid != os.getpid() else []
+        except psutil.Error:
+            continue
+    return found

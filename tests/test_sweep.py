@@ -119,8 +119,8 @@ def test_bad_cases_and_measures_are_refused_before_anything_runs():
         sweep.run(measure, [{"a": float("nan")}])
     with pytest.raises(ValueError, match="must name the sets"):
         sweep.run(loading, CASES)
-    with pytest.raises(TypeError, match="reads the global HIDDEN, a Tensor, which cannot become part"):
-        sweep.run(reading_a_tensor, CASES)
+    with pytest.raises(TypeError, match="reads the global HIDDEN, a Linear, which cannot become part"):
+        sweep.run(reading_a_network, CASES)
     assert CALLS == 0
 
 
@@ -128,11 +128,11 @@ def loading(case):
     return {"n": len(data.load("digits").y)}
 
 
-HIDDEN = torch.ones(2)
+HIDDEN = torch.nn.Linear(2, 1)
 
 
-def reading_a_tensor(case):
-    return {"x": HIDDEN.sum()}
+def reading_a_network(case):
+    return {"x": HIDDEN.bias.sum()}
 
 
 # ---------------------------------------------------------------- keys
@@ -252,14 +252,36 @@ other_source.__module__ = "studybook.data"
 
 def test_other_data_other_packages_or_another_device_is_measured_again(monkeypatch):
     sweep.run(loading, CASES[:1], data="digits")
-    for name, value in (
-        ("packages", lambda: {"torch": "9"}),
-        ("device_kind", lambda: "NVIDIA H200"),
-        ("_fingerprints", lambda names: {"digits": "changed"}),
+    for module, name, value in (
+        (sweep.workers, "packages", lambda: {"torch": "9"}),
+        (sweep.workers, "device_kind", lambda: "NVIDIA H200"),
+        (sweep, "_fingerprints", lambda names, team: {"digits": "changed"}),
     ):
         with monkeypatch.context() as changed:
-            changed.setattr(sweep, name, value)
+            changed.setattr(module, name, value)
             assert sweep.run(loading, CASES[:1], data="digits").attrs["sweep"]["computed"] == 1
+
+
+def test_tensors_and_arrays_that_measure_reads_are_part_of_the_key(monkeypatch):
+    first = sweep.run(reads_globals, [{"a": 1}])
+    assert first["x"][0] == 3.0
+    assert sweep.run(reads_globals, [{"a": 1}]).attrs["sweep"]["stored"] == 1
+    for name, value in (
+        ("TENSOR", torch.tensor([1.0, 3.0])),
+        ("TENSOR", torch.tensor([1.0, 2.0], dtype=torch.bfloat16)),
+        ("ARRAY", np.array([5])),
+        ("ARRAY", np.array([[0]])),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setitem(globals(), name, value)
+            assert sweep.run(reads_globals, [{"a": 1}]).attrs["sweep"]["computed"] == 1
+
+
+TENSOR, ARRAY = torch.tensor([1.0, 2.0]), np.array([0])
+
+
+def reads_globals(case):
+    return {"x": float(TENSOR.sum()) + int(ARRAY.sum())}
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,7 @@ def _expected(
         elif fits := [h["seconds"] for h in hints if all(cases[i].get(k) == v for k, v in h["case"].items())]:
             found[i] = fits[0]
     usual = sum(found.values()) / len(found) if found else 1.0
-    return {i: max(found.get(i, usual), 1e-6) for i in missing}
+    return {i: max(float(found.get(i, usual)), 1e-6) for i in missing}
 
 
 def _pace_file(measure: str, case: dict) -> Path:

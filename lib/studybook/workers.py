@@ -23,6 +23,7 @@ import platform
 import queue
 import socket
 import sys
+import sysconfig
 import time
 import traceback
 import types
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
 IN_FLIGHT = 500  # cases handed to the scheduler at once: enough for hundreds of workers, and memory stays bounded
 _ANSWER = 15.0  # seconds that a scheduler has to answer
+_CACHED = type(functools.cache(int))
 _CARRIERS = ("python", "dask", "distributed", "cloudpickle")  # what code and rows travel through
 
 
@@ -308,9 +310,10 @@ class Team:
     def _survey(self, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
         """What each worker says of itself; Unfit, with both versions, if one is not like this process."""
         client = self.client
-        while not (known := client.scheduler_info()["workers"]):
+        if not client.scheduler_info()["workers"]:
             say(f"waiting for workers at {client.scheduler.address}")
-            time.sleep(0.5)
+        while not (known := client.scheduler_info()["workers"]):
+            time.sleep(0.2)
         ours = _self()
         versions = client.get_versions(packages=["studybook", *PACKAGES])
         if trouble := _differences({**_plain(versions["scheduler"])}, ours, ("dask", "distributed")):
@@ -497,11 +500,11 @@ def _pickled(function: Callable) -> bytes:
     while isinstance(inner, functools.partial):
         inner = inner.args[0] if inner.args and callable(inner.args[0]) else inner.func
     home = sys.modules.get(getattr(inner, "__module__", None) or "")
-    travels = isinstance(home, types.ModuleType) and home.__name__.split(".")[0] not in ("studybook", "__main__")
+    travels = home is not None and _own(home)
 
     class Pickler(cloudpickle.CloudPickler):
         def reducer_override(self, value: Any) -> Any:
-            if isinstance(value, type(library)) and value.__module__ in ("__main__", inner.__module__):
+            if isinstance(value, _CACHED) and value.__module__ in ("__main__", inner.__module__):
                 return _cached, (value.__wrapped__, value.cache_parameters())  # else it would travel by name
             return super().reducer_override(value)
 
@@ -514,6 +517,15 @@ def _pickled(function: Callable) -> bytes:
         if travels:
             cloudpickle.unregister_pickle_by_value(home)
     return out.getvalue()
+
+
+def _own(module: types.ModuleType) -> bool:
+    """Whether a module is the user's, neither installed nor the library's nor Python's."""
+    file = getattr(module, "__file__", None)
+    if not file or module.__name__.split(".")[0] in ("studybook", "__main__"):
+        return False
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return not any(Path(file).resolve().is_relative_to(Path(folder).resolve()) for folder in installed)
 
 
 def _cached(function: Callable, parameters: Mapping[str, Any]) -> Callable:
