@@ -144,7 +144,8 @@ def _compute(
     expected: Mapping[int, float], team: workers.Team | None, found: dict[int, dict],
 ) -> None:  # fmt: skip
     """Measures the missing cases here or on the team, storing and adding to `found` each that finishes."""
-    failures = []
+    failures: list[Failure] = []
+    machines: dict[str, dict] = {}  # one copy of each for all its rows
     function = functools.partial(_measured, measure)
     progress = _Progress(len(cases), expected)
     if team:
@@ -163,6 +164,7 @@ def _compute(
                     _note_failure(_key(parts, cases[i]), failures[-1])
                 else:
                     entry = {"parts": parts, **outcome.value}
+                    entry["machine"] = machines.setdefault(_json(entry["machine"]), entry["machine"])
                     _store(_key(parts, cases[i]), entry, cases[i])
                     found[i] = entry
                 progress.finished(i, len(failures))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn")
-IN_FLIGHT = 500  # cases handed to the scheduler at once: enough for hundreds of workers, and memory stays bounded
+IN_FLIGHT = 500  # cases handed to the scheduler at once, or four per worker if that is more: memory stays bounded
 _ANSWER = 15.0  # seconds that a scheduler has to answer
 _CACHED = type(functools.cache(int))
 _CARRIERS = ("python", "dask", "distributed", "cloudpickle")  # what code and rows travel through
@@ -246,11 +246,12 @@ class Team:
             code = self.client.submit(bytes, _pickled(function), key=f"code-{label}", pure=False)
         done: queue.SimpleQueue = queue.SimpleQueue()
         waiting: dict[Any, tuple[int, Any]] = {}
-        begun, looked, words = 0, 0.0, ""
+        begun, looked, count = 0, time.monotonic(), self.size
         try:
             while begun < len(items) or waiting:
-                if len(waiting) <= IN_FLIGHT // 2 and begun < len(items):
-                    some = range(begun, min(len(items), begun + IN_FLIGHT - len(waiting)))
+                room = max(IN_FLIGHT, 4 * count)
+                if len(waiting) <= room // 2 and begun < len(items):
+                    some = range(begun, min(len(items), begun + room - len(waiting)))
                     begun = some.stop
                     futures = self.client.map(
                         _task, [items[i] for i in some], code=code, terms=terms, key=[(label, i) for i in some],
@@ -261,8 +262,8 @@ class Team:
                         future.add_done_callback(done.put)
                     del futures, future
                 if time.monotonic() - looked > 2:
-                    looked, words = time.monotonic(), self._words()
-                tick(words)
+                    looked, count = time.monotonic(), self._count()
+                tick(f"{count} worker{'s' * (count > 1)}" if count else "waiting for workers")
                 yield from self._gathered(_drained(done), waiting)
         finally:
             rest = [future for _, future in waiting.values()]
@@ -300,12 +301,11 @@ class Team:
     def _lost(self) -> Lost:
         return Lost(f"the Dask scheduler at {self.client.scheduler.address} went away")
 
-    def _words(self) -> str:
+    def _count(self) -> int:
         try:
-            count = len(self.client.scheduler_info()["workers"])
+            return self.client.scheduler_info(n_workers=0)["n_workers"]
         except Exception as error:
             raise self._lost() from error
-        return "waiting for workers" if not count else f"{count} worker{'s' * (count > 1)}"
 
     def _survey(self, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
         """What each worker says of itself; Unfit, with both versions, if one is not like this process."""
