@@ -194,6 +194,20 @@ def test_threads_are_the_cores_shared_by_the_workers(monkeypatch):
             assert team.size == 2
 
 
+def test_threads_leave_every_worker_cores_of_its_own():
+    def worker(host, cores, bound):
+        return {"host": host, "cores": cores, "bound": list(bound)}
+
+    free = [worker("a", 8, range(8)) for _ in range(3)]
+    assert workers._threads(free) == 2
+    batch = [worker("a", 4, range(4 * i, 4 * i + 4)) for i in range(4)]  # each bound to four cores of its own
+    assert workers._threads(batch) == 4
+    assert workers._threads([*batch, *free]) == 2  # as many as the narrowest share allows
+    container = [worker("a", 2, range(64)), worker("b", 2, range(64))]
+    assert workers._threads(container) == 2
+    assert workers._threads([worker("a", 1, range(1))] * 3) == 1
+
+
 # ---------------------------------------------------------------- what travels
 
 

@@ -215,10 +215,7 @@ class Team:
         asked = os.environ.get("STUDYBOOK_DEVICE", "")
         if asked and asked.startswith("cpu") != (self.device == "cpu"):
             raise Unfit(f"STUDYBOOK_DEVICE={asked} here, but the workers measure on {self.device}: set it for them too")
-        hosts: dict[str, list[dict]] = {}
-        for one in using:
-            hosts.setdefault(one["host"], []).append(one)
-        self.threads = threads_asked() or max(1, min(min(o["cores"] for o in h) // len(h) for h in hosts.values()))
+        self.threads = threads_asked() or _threads(using)
         self.size = len(using)
 
     def describe(self) -> str:
@@ -376,9 +373,28 @@ def _passport(dask_worker: Any) -> dict[str, Any]:
     """What a worker says of itself."""
     card = str(torch.cuda.get_device_properties(ensemble.device()).uuid) if device_kind() not in ("cpu", "mps") else ""
     return {
-        **_self(), "host": socket.gethostname(), "cores": cores(), "slots": dask_worker.state.nthreads,
+        **_self(), "host": socket.gethostname(), "cores": cores(), "bound": _bound_cores(), "slots": dask_worker.state.nthreads,
         "device": device_kind(), "card": card,
     }  # fmt: skip
+
+
+def _bound_cores() -> list[int]:
+    """The cores that this process may run on: a part of the machine's where a batch system has bound it."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))
+
+
+def _threads(passports: Sequence[Mapping[str, Any]]) -> int:
+    """Threads that every worker can use without taking another's cores: one number, so that results do not depend on
+    which worker measures."""
+    hosts: dict[str, list] = {}
+    for one in passports:
+        hosts.setdefault(one["host"], []).append(one)
+    shares = []
+    for ones in hosts.values():
+        quota = [one["cores"] for one in ones if one["cores"] < len(one["bound"])]  # a container may have fewer
+        total = max(quota) if quota else len({core for one in ones for core in one["bound"]})
+        shares.append(total // len(ones))
+    return max(1, min(shares))
 
 
 def _self() -> dict[str, str]:
