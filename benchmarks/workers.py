@@ -167,7 +167,7 @@ def main() -> None:
     if options.record:
         found |= {
             "cases": options.cases,
-            "machine": workers.machine(),
+            "machine": {**workers.machine(), "cores": workers.cores()},
             "versions": workers._self(),
             "date": datetime.date.today().isoformat(),
             **runner._commit(),

@@ -96,3 +96,14 @@ def test_regions_put_each_class_on_its_own_side(ax):
     assert inside[0].x0 == pytest.approx(-1)
     assert inside[1].x1 == pytest.approx(1)
     assert inside[0].x1 == pytest.approx(inside[1].x0) == pytest.approx(0.5)
+
+
+def test_efficiency_shows_curves_and_measured_points_of_the_same_name(ax):
+    plots.efficiency(ax, [1, 10, 100], {"1 s": [1.0, 0.9, 0.5], "9 s": [1.0, 1.0, 0.9]}, {"9 s": {10: 0.95}}, 0.8)
+    first, none, second, points, wanted = ax.lines
+    assert first.get_ydata().tolist() == [1.0, 0.9, 0.5]
+    assert list(none.get_xdata()) == []
+    assert (list(points.get_xdata()), list(points.get_ydata())) == ([10], [0.95])
+    assert points.get_color() == second.get_color()
+    assert list(wanted.get_ydata()) == [0.8, 0.8]
+    assert ax.get_xscale() == "log"

@@ -711,6 +711,28 @@ def test_each_local_worker_has_one_card_to_itself(monkeypatch):
     assert resources == [{"GPU": 1}, {"GPU": 1}]
 
 
+# ---------------------------------------------------------------- what it costs
+
+
+def test_the_cost_model_is_bound_by_the_worker_or_by_the_one_process_that_feeds_all():
+    costs = workers.Costs(latency=0.25, serial=0.001, setup=0.0)
+    assert workers.efficiency(costs, 1, 1.0) == pytest.approx(0.8)  # 1 s of every 1.25 s
+    assert workers.efficiency(costs, 1250, 1.0) == pytest.approx(0.8)  # a case a millisecond
+    assert workers.efficiency(costs, 2500, 1.0) == pytest.approx(0.4)
+    assert workers.most_workers(costs, 1.0) == 1250
+    assert workers.most_workers(costs, 100.0) == 125_000
+    assert workers.most_workers(costs, 0.9) == 0  # not even one worker is busy enough
+    late = costs._replace(setup=12.5)
+    assert workers.efficiency(late, 10, 1.0, cases=100.0) == pytest.approx(0.4)  # half the time is set-up
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 30.0])
+def test_the_largest_count_of_workers_is_the_last_that_is_busy_enough(seconds):
+    costs = workers.Costs(latency=0.004, serial=0.0013, setup=0.3)
+    count = workers.most_workers(costs, seconds)
+    assert workers.efficiency(costs, count, seconds) >= 0.8 > workers.efficiency(costs, count + 1, seconds)
+
+
 # ---------------------------------------------------------------- TLS
 
 

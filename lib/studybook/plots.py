@@ -1,6 +1,6 @@
 """Numbers onto axes. Nothing is computed here: every function draws what it is given and returns the axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import seaborn as sns
@@ -128,4 +128,22 @@ def intervals(ax: Axes, names: Sequence[str], found: Sequence[Interval], thresho
         ax.axvline(threshold, color="black", linewidth=1, linestyle="--")
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
+    return ax
+
+
+def efficiency(
+    ax: Axes,
+    counts: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    measured: Mapping[str, Mapping[int, float]],
+    wanted: float,
+) -> Axes:
+    """Parallel efficiency over numbers of workers: predicted curves, and measured points of the same name."""
+    for color, name in enumerate(curves):
+        shade = sns.color_palette("colorblind")[color]
+        ax.plot(counts, curves[name], color=shade, label=name)
+        ax.plot(list(measured.get(name, {})), list(measured.get(name, {}).values()), "o", color=shade, markersize=5)
+    ax.axhline(wanted, color="black", linewidth=1, linestyle="--")
+    ax.set(xscale="log", ylim=(0, 1.05), xlabel="workers", ylabel="efficiency")
+    ax.legend(title="a case takes", frameon=True)
     return ax

@@ -23,6 +23,7 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -766,6 +767,8 @@ def build_book() -> Path:
         record = _read_record(_page(study).with_suffix(".json"))
         _check_page(study, _notebook(_page(study)), record["claims"])
     _write(book / "_generated" / "scoreboard.md", _scoreboard(records()))
+    if (scale := book / "results" / "scale.json").exists():
+        _write_scale(_read_record(scale), book / "_generated")
     _install_mathjax(book / "_vendor" / "mathjax")
     log = book / "_build" / "build.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -861,6 +864,69 @@ def _drawn(claim: Mapping[str, Any]) -> str:
         f'<line class="bar" x1="{x(low)}" x2="{x(high)}" y1="8" y2="8"/>'
         f'<circle class="dot" cx="{x(claim["mean"])}" cy="8" r="3.5"/></svg>'
     )
+
+
+def _write_scale(found: Mapping[str, Any], folder: Path) -> None:
+    """Tables and a figure of what benchmarks/workers.py measured and of the cost model, for the page on scale."""
+    from studybook import workers
+
+    one, two = found["workers1"], found["workers2"]
+    serial = max(two["submitter"], two["scheduler"])
+    setup = statistics.median([one["setup"], two["setup"]])
+    costs = workers.Costs(one["elapsed"] / 1000, serial / 1000, setup / 1000)
+    machine, computing = found["machine"], found["computing"]
+    sleeping = sorted(found["sleeping"], key=lambda row: (row["seconds"], row["workers"]))
+    measured = {
+        "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory']} GiB",
+        "date, commit": f"{found['date']}, {(found['commit'] or 'none')[:12]}",
+        "an empty case, no workers": f"{found['here']:.1f} ms",
+        "an empty case, one worker": f"{one['elapsed']:.1f} ms",
+        "an empty case, two workers": f"{two['elapsed']:.1f} ms",
+        "of these, the submitting process computes": f"{two['submitter']:.1f} ms",
+        "and the scheduler": f"{two['scheduler']:.1f} ms",
+        "a sweep's set-up": f"{setup:.0f} ms",
+        f"memory that {found['cases']:,} cases add, two workers": f"{two['grown']:.0f} MiB",
+        "the same without workers": f"{found['here_grown']:.0f} MiB",
+        f"efficiency from one to two workers, cases that compute for {computing['seconds']:.1f} s":
+            f"{computing['efficiency']:.0%} ({', '.join(f'{e:.0%}' for e in computing['all'])})",
+    }  # fmt: skip
+    largest = {f"{s:g} s": f"{_rounded_down(workers.most_workers(costs, s)):,}" for s in (1.0, 10.0, 100.0)}
+    points = [
+        (f"{row['seconds']:g} s", str(row["workers"]), f"{row['efficiency']:.1%}", f"{model:.1%}")
+        for row in sleeping
+        for model in [workers.efficiency(costs, row["workers"], row["seconds"], row["cases"])]
+    ]
+    for name, head, rows in (
+        ("costs", ("what", "measured"), list(measured.items())),
+        ("workers", ("a case takes", "workers, at least 80 % busy"), list(largest.items())),
+        ("points", ("a case sleeps", "workers", "efficiency, measured", "model"), points),
+    ):
+        lines = [head, ["---"] * len(head), *rows]
+        _write(folder / f"scale-{name}.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    _draw_scale(costs, sleeping, folder / "scale.png")
+
+
+def _draw_scale(costs: Any, sleeping: Sequence[Mapping[str, Any]], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from studybook import plots, workers
+
+    plots.style()
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    counts = [round(10 ** (i / 20)) for i in range(101)]
+    curves = {f"{s:g} s": [workers.efficiency(costs, n, s) for n in counts] for s in (0.1, 1.0, 10.0, 100.0)}
+    measured = {
+        name: {r["workers"]: r["efficiency"] for r in sleeping if f"{r['seconds']:g} s" == name} for name in curves
+    }
+    plots.efficiency(figure.add_subplot(), counts, curves, measured, 0.8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def _rounded_down(count: int) -> int:
+    """To two digits: a model's third one means nothing."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return count // unit * unit
 
 
 # ---------------------------------------------------------------- check

@@ -18,6 +18,7 @@ import hashlib
 import importlib.metadata
 import io
 import logging
+import math
 import os
 import platform
 import queue
@@ -335,6 +336,34 @@ class Team:
         return found
 
 
+# ---------------------------------------------------------------- what it costs
+
+
+class Costs(NamedTuple):
+    """Seconds that a case costs beside its own measuring."""
+
+    latency: float  # on its worker
+    serial: float  # of the submitting process or the scheduler, whichever is more: no two cases at once
+    setup: float  # of a whole sweep
+
+
+def efficiency(costs: Costs, count: int, seconds: float, cases: float = math.inf) -> float:
+    """The share of `count` workers' time that goes into measuring, for cases of `seconds` each.
+
+    Workers wait for one another only at the submitting process and the scheduler; that they may also share cores,
+    memory bandwidth or a disk is left out.
+    """
+    each = max((seconds + costs.latency) / count, costs.serial)
+    return seconds / count / (each + costs.setup / cases)
+
+
+def most_workers(costs: Costs, seconds: float, wanted: float = 0.8) -> int:
+    """The largest count whose `efficiency` on a long sweep is at least `wanted`; 0 if there is none."""
+    if seconds < wanted * (seconds + costs.latency):
+        return 0
+    return math.floor(seconds / (wanted * costs.serial))
+
+
 # ---------------------------------------------------------------- on the worker
 
 _LOADED: dict[str, Callable] = {}  # functions that came by value, by the label of their sweep
@@ -373,9 +402,14 @@ def _passport(dask_worker: Any) -> dict[str, Any]:
     """What a worker says of itself."""
     card = str(torch.cuda.get_device_properties(ensemble.device()).uuid) if device_kind() not in ("cpu", "mps") else ""
     return {
-        **_self(), "host": socket.gethostname(), "cores": cores(), "bound": _bound_cores(), "slots": dask_worker.state.nthreads,
-        "device": device_kind(), "card": card,
-    }  # fmt: skip
+        **_self(),
+        "host": socket.gethostname(),
+        "cores": cores(),
+        "bound": _bound_cores(),
+        "slots": dask_worker.state.nthreads,
+        "device": device_kind(),
+        "card": card,
+    }
 
 
 def _bound_cores() -> list[int]:
