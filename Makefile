@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 
 .PHONY: book test lab lock clean help
 
 help:
-	@echo "make book [PROFILE=standard]   install, run every study at the quick profile, build the book"
+	@echo "make book [PROFILE=standard] [WORKERS=4]   install, run every study at the quick profile, build the book"
 	@echo "make test                      install, run all tests"
 	@echo "make lab                       JupyterLab on the notebooks"
 	@echo "make lock                      renew requirements.lock (environment.yml installs it too)"
@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml | $(BIN)/uv
 	@touch $@
 
 book: $(READY)
-	$(BIN)/studybook run --all --profile $(PROFILE) --drawn
+	$(BIN)/studybook run --all --profile $(PROFILE) --drawn $(if $(WORKERS),--workers $(WORKERS))
 	$(BIN)/studybook build
 
 test: $(READY)

@@ -49,7 +49,8 @@ class Cluster:
         )  # fmt: skip
 
     def add(self, *words, nthreads=1, **environment):
-        flags = ["--nthreads", str(nthreads), "--no-dashboard", "--local-directory", str(self.folder), *words]
+        flags = ["--nthreads", str(nthreads), "--dashboard-address", "127.0.0.1:0"]
+        flags += ["--local-directory", str(self.folder), *words]
         self.workers.append(self.start("worker", self.address, *flags, **environment))
         return self.workers[-1]
 
@@ -734,6 +735,21 @@ def test_the_largest_count_of_workers_is_the_last_that_is_busy_enough(seconds):
 
 
 # ---------------------------------------------------------------- TLS
+
+
+def test_workers_of_this_machine_listen_on_loopback_only():
+    import psutil
+
+    with workers.local(1):
+        me = psutil.Process()
+        found = [
+            connection.laddr.ip
+            for process in [me, *me.children(recursive=True)]
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert len(found) >= 4  # scheduler and dashboard, nanny, worker
+    assert {address for address in found if not address.startswith("127.") and address != "::1"} == set()
 
 
 def test_tls_with_real_certificates(tmp_path, own, monkeypatch):

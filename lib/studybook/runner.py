@@ -885,7 +885,7 @@ def _write_scale(found: Mapping[str, Any], folder: Path) -> None:
         "of these, the submitting process computes": f"{two['submitter']:.1f} ms",
         "and the scheduler": f"{two['scheduler']:.1f} ms",
         "a sweep's set-up": f"{setup:.0f} ms",
-        f"memory that {found['cases']:,} cases add, two workers": f"{two['grown']:.0f} MiB",
+        f"memory that {found['cases']:,} cases add, with workers": f"{max(one['grown'], two['grown']):.0f} MiB",
         "the same without workers": f"{found['here_grown']:.0f} MiB",
         f"efficiency from one to two workers, cases that compute for {computing['seconds']:.1f} s":
             f"{computing['efficiency']:.0%} ({', '.join(f'{e:.0%}' for e in computing['all'])})",
@@ -894,7 +894,7 @@ def _write_scale(found: Mapping[str, Any], folder: Path) -> None:
     points = [
         (f"{row['seconds']:g} s", str(row["workers"]), f"{row['efficiency']:.1%}", f"{model:.1%}")
         for row in sleeping
-        for model in [workers.efficiency(costs, row["workers"], row["seconds"], row["cases"])]
+        for model in [workers.efficiency(costs, row["workers"], row["seconds"], float(row["cases"]))]
     ]
     for name, head, rows in (
         ("costs", ("what", "measured"), list(measured.items())),

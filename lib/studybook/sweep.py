@@ -122,11 +122,11 @@ def _known(parts: dict, cases: Sequence[dict], committed: Mapping[str, dict]) ->
         "data": parts["data"],
         "code": parts["code"],
     }
-    fresh = bool(os.environ.get("STUDYBOOK_FRESH"))
+    fresh, machines = bool(os.environ.get("STUDYBOOK_FRESH")), {}
     for i, case in enumerate(cases):
         if (entry := _stored(_key(parts, case))) is not None:
             tally["stored"] += 1
-            entry = {**entry, "parts": parts}  # equal, as the key is: one copy for all
+            entry = _shared({**entry, "parts": parts}, machines)  # the parts are equal, as the key is
         elif (entry := committed.get(_identity(parts, case))) is not None:
             moved = [part for part in ("code", "data", "packages") if parts[part] not in (None, entry["parts"][part])]
             if moved and fresh:
@@ -145,7 +145,7 @@ def _compute(
 ) -> None:  # fmt: skip
     """Measures the missing cases here or on the team, storing and adding to `found` each that finishes."""
     failures: list[Failure] = []
-    machines: dict[str, dict] = {}  # one copy of each for all its rows
+    machines: dict[str, dict] = {}
     function = functools.partial(_measured, measure)
     progress = _Progress(len(cases), expected)
     if team:
@@ -163,16 +163,21 @@ def _compute(
                     failures.append(Failure(cases[i], outcome.worker, outcome.failure))
                     _note_failure(_key(parts, cases[i]), failures[-1])
                 else:
-                    entry = {"parts": parts, **outcome.value}
-                    entry["machine"] = machines.setdefault(_json(entry["machine"]), entry["machine"])
-                    _store(_key(parts, cases[i]), entry, cases[i])
-                    found[i] = entry
+                    found[i] = _shared({**outcome.value, "parts": parts}, machines)
+                    _store(_key(parts, cases[i]), found[i], cases[i])
                 progress.finished(i, len(failures))
     except (workers.Lost, workers.Unfit) as error:
         there = f"{len(found)} of {len(cases)} cases are stored"
         raise type(error)(f"{error} ({there}; the same command goes on from there)") from None
     if failures:
         raise _failed(failures, len(cases))
+
+
+def _shared(entry: dict, machines: dict[str, dict]) -> dict:
+    """The entry with one copy of names and machines for all entries: thousands of small rows are mostly those."""
+    rows = [{sys.intern(name): value for name, value in row.items()} for row in entry["rows"]]
+    machine = machines.setdefault(_json(entry["machine"]), entry["machine"])
+    return {"parts": entry["parts"], "rows": rows, "seconds": entry["seconds"], "machine": machine}
 
 
 def _failed(failures: Sequence[Failure], total: int) -> Failed:

@@ -30,6 +30,7 @@ import traceback
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -200,6 +201,8 @@ class Team:
 
     device: str  # the kind of device that cases are measured on
     threads: int  # of a case
+    size: int  # workers when the team was asked
+    resources: Mapping[str, int]  # what a case asks for
     dashboard: str  # the address of the scheduler's web pages, "" if it has none
 
     def __init__(self, client: "Client", say: Callable[[str], None]) -> None:
@@ -270,7 +273,7 @@ class Team:
                     self.client.cancel(rest, force=True)
 
     def fingerprints(self, names: Sequence[str]) -> dict[str, str]:
-        """Fingerprints of sets as a worker has them, for a machine that has them not; Unfit if it neither."""
+        """Fingerprints of sets as a worker has them, for a machine without them; Unfit if that has none either."""
         try:
             return self.client.submit(_fingerprints, tuple(names), pure=False, priority=10).result()
         except (FileNotFoundError, ValueError) as error:
@@ -289,6 +292,8 @@ class Team:
         try:
             answers = self.client.gather(finished)
         except Exception as error:
+            if self.client.status == "running" and not isinstance(error, OSError | CancelledError):
+                raise
             raise self._lost() from error
         for future, (kind, value, worker) in zip(finished, answers, strict=True):
             i, _ = waiting.pop(future.key)
