@@ -452,6 +452,20 @@ def test_workers_give_the_same_numbers_and_the_page_says_the_same(project, tmp_p
     assert "unchanged" in command("run", "coins", "--workers", "1").output
 
 
+def test_a_sweep_hears_what_the_yaml_says_of_its_cases(project):
+    hint = {"case": {"seed": 2}, "seconds": 9}
+    write(
+        project,
+        JUDGE + "import os; print(os.environ['STUDYBOOK_SECONDS'])",
+        about=ABOUT.replace("seconds: 1}", f"seconds: 1, cases: [{json.dumps(hint)}]}}"),
+    )
+    answer = command("run", "coins")
+    assert answer.exit_code == 0, answer.output
+    page = nbformat.read(project / "book" / "studies" / "money" / "coins.ipynb", 4)
+    printed = [o.text for cell in page.cells for o in cell.get("outputs", []) if o.get("name") == "stdout"]
+    assert json.loads(printed[-1]) == [hint]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
