@@ -488,6 +488,7 @@ def test_ctrl_c_keeps_what_was_finished_and_leaves_no_worker_behind(tmp_path, mo
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     _, err = running.communicate(timeout=60)
     assert "KeyboardInterrupt" in err
+    assert err.count("Traceback") == 1  # of this process, none of its workers
     assert running.returncode != 0
     wait_for(lambda: not processes_of(running.pid), 30)
     stored = len(list((data.cache_folder() / "rows").glob("*/*.json")))
@@ -614,14 +615,20 @@ def test_addresses_where_nobody_answers_and_settings_without_sense_are_refused(t
     monkeypatch.setattr(workers, "_ANSWER", 0.5)
     for address, words in (
         ("tcp://127.0.0.1:9", r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 .*start one with `dask scheduler`"),
-        ("nonsense://x", "'nonsense://x' is no scheduler to connect to .*give tcp://HOST:8786"),
-        ("tls://127.0.0.1:9", "'tls://127.0.0.1:9' is no scheduler to connect to .*--tls-ca-file"),
+        ("nonsense://x", "'nonsense://x' is no scheduler's address; give tcp://HOST:8786"),
+        ("foo", "'foo' is no scheduler's address; give tcp://HOST:8786"),
+        ("nohost.invalid:8786", "no Dask scheduler answers at nohost.invalid:8786 .*start one"),
+        ("tls://127.0.0.1:9", "tls://127.0.0.1:9 wants certificates: --tls-ca-file"),
         (str(tmp_path / "none.json"), "there is no scheduler file"),
     ):
         monkeypatch.setenv("STUDYBOOK_SCHEDULER", address)
         with pytest.raises(ConnectionError, match=words):
             sweep.run(trained, TRAINED)
+    monkeypatch.setenv("STUDYBOOK_WORKERS", "2")
+    with pytest.raises(ValueError, match="set one of the two"):
+        sweep.run(trained, TRAINED)
     monkeypatch.delenv("STUDYBOOK_SCHEDULER")
+    monkeypatch.delenv("STUDYBOOK_WORKERS")
     for name in ("STUDYBOOK_WORKERS", "STUDYBOOK_THREADS"):
         with monkeypatch.context() as changed:
             changed.setenv(name, "many")
@@ -629,6 +636,18 @@ def test_addresses_where_nobody_answers_and_settings_without_sense_are_refused(t
                 sweep.run(trained, TRAINED)
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"), workers.local(0):
         pass
+
+
+def test_a_script_without_a_guard_is_refused_in_one_sentence(tmp_path):
+    program = tmp_path / "unguarded.py"
+    program.write_text(
+        "from studybook import sweep\ndef measure(case):\n    return case\nsweep.run(measure, [{'a': 1}])\n"
+    )
+    environment = {**os.environ, "STUDYBOOK_WORKERS": "2"}
+    run = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "unguarded.py when it starts, which would run the sweep once more: put the lines" in run.stderr
+    assert run.stderr.count("Traceback") == 1
 
 
 # ---------------------------------------------------------------- GPUs

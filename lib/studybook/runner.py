@@ -279,6 +279,8 @@ def _papermill(study: Study, out: Path, given: Mapping[str, Any]) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         import papermill
 
+        logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # a kernel that died raises, too
+
         papermill.execute_notebook(
             str(study.source), str(out), dict(given), kernel_name="python3", language="python", cwd=str(root()),
             progress_bar=False,
@@ -999,12 +1001,17 @@ def _list() -> None:
 @click.option("--record", is_flag=True, help="Write rows and record to book/results, to be committed.")
 @click.option("--drawn", is_flag=True, help="Compute nothing: draw from committed rows, or quick where there are none.")
 @click.option("--workers", type=click.IntRange(1), metavar="N", envvar="STUDYBOOK_WORKERS",
+    show_envvar=True,
               help="Measure on N Dask workers of this machine; one per GPU where there are GPUs.")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", envvar="STUDYBOOK_SCHEDULER",
+    show_envvar=True,
               help="Measure on the workers of this Dask scheduler: tcp://HOST:8786, tls:// or its file.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), metavar="N", envvar="STUDYBOOK_THREADS",
+    show_envvar=True,
               help="Threads of a case; cores // workers unless given.")  # fmt: skip
-@click.option("--share-gpu", is_flag=True, envvar="STUDYBOOK_SHARE_GPU", help="Let several cases use one GPU.")
+@click.option(
+    "--share-gpu", is_flag=True, envvar="STUDYBOOK_SHARE_GPU", show_envvar=True, help="Let several cases use one GPU."
+)
 @click.option("--tls-ca-file", type=_FILE, metavar="PEM", help="For tls://: who signed the cluster's certificates.")
 @click.option("--tls-cert", type=_FILE, metavar="PEM", help="For tls://: this machine's certificate.")
 @click.option("--tls-key", type=_FILE, metavar="PEM", help="For tls://: its key, if not in the certificate's file.")
@@ -1025,7 +1032,7 @@ def _run(
         jobs.append(
             (study, QUICK if drawn and not (results_folder(study, profile) / "rows.json").exists() else profile)
         )
-    with _measured_on(**places) as on_workers:
+    with _ended_kindly(), _measured_on(**places) as on_workers:
         if on_workers and len(jobs) > 1:
             words = [word for name, value in given for word in ("-p", name, value)]
             flags = {"--fresh": fresh, "--force": force, "--record": record}
@@ -1038,7 +1045,7 @@ def _run(
                     study, use, overrides, fresh=fresh, record=record, force=force, compute=not drawn or use == QUICK
                 )
             ]
-    if failed and (len(jobs) > 1 or not os.environ.get("STUDYBOOK_PROGRESS")):
+    if failed and len(jobs) > 1:
         raise Problem(f"{len(failed)} of {len(chosen)} studies failed: {', '.join(failed)}")
     if failed:
         sys.exit(1)
@@ -1067,6 +1074,20 @@ def _say_interrupted(what: str) -> None:
 
 
 @contextlib.contextmanager
+def _ended_kindly() -> Iterator[None]:
+    """Ctrl-C, and the SIGTERM with which batch systems end a job, end the command with one sentence and code 130."""
+    earlier = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say_interrupted("studybook")
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+@contextlib.contextmanager
 def _measured_on(
     workers: int | None, scheduler: str | None, threads: int | None, share_gpu: bool, tls_ca_file: str | None,
     tls_cert: str | None, tls_key: str | None,
@@ -1076,7 +1097,10 @@ def _measured_on(
     Workers of this machine live as long as this block.
     """
     if workers and scheduler:
-        raise Problem("--workers starts workers here and --scheduler uses those of another: give one of the two")
+        raise Problem(
+            "--workers (STUDYBOOK_WORKERS) starts workers here and --scheduler (STUDYBOOK_SCHEDULER) uses those of "
+            "another: give one of the two"
+        )
     environment = {"STUDYBOOK_WORKERS": "", "STUDYBOOK_THREADS": str(threads or "")}
     environment |= {"STUDYBOOK_SHARE_GPU": "1"} if share_gpu else {}
     tls = {"CA_FILE": tls_ca_file, "CLIENT__CERT": tls_cert, "CLIENT__KEY": tls_key or tls_cert}

@@ -18,6 +18,7 @@ import io
 import json
 import linecache
 import os
+import shutil
 import symtable
 import sys
 import textwrap
@@ -147,10 +148,11 @@ def _compute(
     failures: list[Failure] = []
     machines: dict[str, dict] = {}
     function = functools.partial(_measured, measure)
+    if team and not os.environ.get("STUDYBOOK_COLLECT"):  # else the runner has said it
+        _say(team.describe())
     progress = _Progress(len(cases), expected)
     if team:
         order = sorted(missing, key=lambda i: -expected[i])
-        progress.say(team.describe())
         outcomes = team.outcomes(function, [cases[i] for i in order], parts["data"], progress.tick)
     else:
         order = list(missing)
@@ -414,12 +416,14 @@ class Bar:
         from tqdm import tqdm
 
         self.title = title
-        self.drawn = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+        notebook = type(sys.stderr).__module__.startswith("ipykernel")  # which keeps every drawing
+        self.drawn, self.every = sys.stderr.isatty() or notebook, 2.0 if notebook else 0.5
         self.start = self.last = time.monotonic()
         self.first: int | None = None
         self.bar = tqdm(
-            desc=title, delay=1, leave=False, disable=not self.drawn,
-            bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} cases [{elapsed}{postfix}]",
+            desc=title, delay=1, leave=False, disable=not self.drawn, mininterval=self.every,
+            ncols=None if shutil.get_terminal_size((80, 24)).columns else 80,  # a terminal may not know its width
+            bar_format="{desc}: {n_fmt}/{total_fmt} cases {percentage:3.0f}%|{bar:16}| [{elapsed}{postfix}]",
         )  # fmt: skip
 
     def show(
@@ -442,8 +446,8 @@ class Bar:
             return
         self.bar.total = total
         self.bar.set_postfix_str(", ".join(notes), refresh=False)
-        self.bar.update(done - self.bar.n)  # draws ten times a second at most
-        if not self.bar.n or now - self.last > 0.5:
+        self.bar.n = done
+        if now - self.start > 1 and now - self.last > self.every:
             self.last = now
             self.bar.refresh()
 
@@ -472,8 +476,7 @@ class _Progress:
         self.file = Path(folder) / "progress.json" if folder else None
         self.bar = None if folder else Bar("cases")
         self.expected, self.start, self.written = expected, time.monotonic(), 0.0
-        self.work = self.worked = 0.0
-        self.work = sum(expected.values())
+        self.work, self.worked = sum(expected.values()), 0.0
         self.state = {"done": total - len(expected), "total": total, "failed": 0, "left": None, "words": ""}
         self.before = sum(tally["cases"] for tally in tallies(Path(folder))) if folder else 0
         self._show()
@@ -489,11 +492,6 @@ class _Progress:
         """Time has passed; `words` say what there is to say of the workers."""
         self.state["words"] = words
         self._show()
-
-    def say(self, words: str) -> None:
-        """A line of its own, unless the runner has said it."""
-        if self.bar:
-            _say(words)
 
     def close(self) -> None:
         """The last state, whatever ended the sweep."""

@@ -17,11 +17,14 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
 import os
 import platform
 import queue
+import re
+import signal
 import socket
 import sys
 import sysconfig
@@ -31,6 +34,7 @@ import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -149,6 +153,8 @@ def team(say: Callable[[str], None] = lambda words: None) -> Iterator["Team | No
     if not address and not count:
         yield None
         return
+    if address and count:
+        raise ValueError("STUDYBOOK_WORKERS starts workers here, STUDYBOOK_SCHEDULER uses others: set one of the two")
     with contextlib.closing(_client(address or _kept_cluster(count))) as client:
         yield Team(client, say)
 
@@ -189,11 +195,27 @@ def local(count: int, threads: int | None = None, share_gpu: bool = False) -> It
         specs[i] = {"cls": Nanny, "options": options}
     spawning = {**limits, "DASK_LOGGING__DISTRIBUTED": "warning", "TQDM_DISABLE": "1"}  # bars of cases, all at once
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": spawning}),
-        SpecCluster(workers=specs, scheduler=scheduler, asynchronous=False) as cluster,
-    ):
+    with contextlib.ExitStack() as stack:
+        with _interrupts_held():
+            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": spawning}))
+            cluster = SpecCluster(workers=specs, scheduler=scheduler, asynchronous=False)
+            stack.callback(cluster.close)
         yield cluster.scheduler_address
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C reaches this process when the block ends, and never the threads and processes that start in it: a terminal
+    sends it to all, and each worker would print a traceback of its own."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # to start it later would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Team:
@@ -264,7 +286,8 @@ class Team:
                     del futures, future
                 if time.monotonic() - looked > 2:
                     looked, count = time.monotonic(), self._count()
-                tick(f"{count} worker{'s' * (count > 1)}" if count else "waiting for workers")
+                lost = f" of {self.size}" * (count < self.size)
+                tick(f"{count}{lost} worker{'s' * (max(count, self.size) > 1)}" if count else "waiting for workers")
                 yield from self._gathered(_drained(done), waiting)
         finally:
             rest = [future for _, future in waiting.values()]
@@ -313,9 +336,12 @@ class Team:
     def _survey(self, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
         """What each worker says of itself; Unfit, with both versions, if one is not like this process."""
         client = self.client
-        if not client.scheduler_info()["workers"]:
-            say(f"waiting for workers at {client.scheduler.address}")
+        began = said = time.monotonic()
         while not (known := client.scheduler_info()["workers"]):
+            if said == began or time.monotonic() - said > 60:
+                said = time.monotonic()
+                where = client.scheduler.address
+                say(f"waiting for workers ({said - began:.0f} s): dask worker {where} --nthreads 1 starts one")
             time.sleep(0.2)
         ours = _self()
         versions = client.get_versions(packages=["studybook", *PACKAGES])
@@ -489,22 +515,48 @@ def _client(address: str) -> "Client":
     _need_dask()
     from distributed import Client
 
-    where = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
-    if address.endswith(".json") and not Path(address).exists():
-        raise ConnectionError(f"there is no scheduler file {address}; `dask scheduler --scheduler-file` writes it")
+    where = _answering(address)
     try:
         with _quiet():
-            return Client(**where, timeout=_ANSWER, set_as_default=False, asynchronous=False)
-    except (OSError, TimeoutError) as error:
+            return Client(where, timeout=_ANSWER, set_as_default=False, asynchronous=False)
+    except (OSError, TimeoutError, TypeError, ValueError, RuntimeError) as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {address} ({_reason(error)}); it may be something else that listens there, "
+            "speak another protocol or not know this machine's certificate"
+        ) from None
+
+
+def _answering(address: str) -> str:
+    """The address behind a setting, once something listens there: at once, with the reason, if nothing does."""
+    import dask
+
+    where = address
+    if address.endswith(".json"):
+        try:
+            where = json.loads(Path(address).read_text())["address"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConnectionError(
+                f"there is no scheduler file {address} ({_reason(error)}); `dask scheduler --scheduler-file` writes it"
+            ) from None
+    parts = re.fullmatch(r"(?:(tcp|tls|ucx|ws|wss)://)?(\[[\da-fA-F:]+\]|[^\s:/]+):(\d+)", where)
+    if not parts:
+        raise ConnectionError(
+            f"{address!r} is no scheduler's address; give tcp://HOST:8786, tls://HOST:8786 or a scheduler file"
+        )
+    settings = [dask.config.get(f"distributed.comm.tls.{name}") for name in ("ca-file", "client.cert")]
+    if parts[1] == "tls" and not all(settings):
+        raise ConnectionError(
+            f"{address} wants certificates: --tls-ca-file, --tls-cert and --tls-key "
+            "(or DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY)"
+        )
+    try:
+        socket.create_connection((parts[2].strip("[]"), int(parts[3])), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
         raise ConnectionError(
             f"no Dask scheduler answers at {address} ({_reason(error)}); start one with `dask scheduler`, "
             "or measure without --scheduler (STUDYBOOK_SCHEDULER)"
         ) from None
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConnectionError(f"{address!r} is no scheduler to connect to ({_reason(error)}); {_FORMS}") from None
-
-
-_FORMS = "give tcp://HOST:8786, a scheduler file, or tls://HOST:8786 with --tls-ca-file, --tls-cert and --tls-key"
+    return where
 
 
 def _reason(error: BaseException) -> str:
@@ -516,6 +568,12 @@ def _reason(error: BaseException) -> str:
 @functools.cache
 def _kept_cluster(count: int) -> str:
     """A cluster of this process's own, for a notebook opened by hand; it ends with the process."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file and Path(file).suffix == ".py" and "__name__" not in Path(file).read_text():
+        raise RuntimeError(
+            f"each worker imports {file} when it starts, which would run the sweep once more: put the lines that "
+            'run it under `if __name__ == "__main__":`'
+        )
     stack = contextlib.ExitStack()
     address = stack.enter_context(local(count, threads_asked(), os.environ.get("STUDYBOOK_SHARE_GPU") == "1"))
     atexit.register(stack.close)
@@ -528,7 +586,7 @@ def _need_dask() -> None:
     except ImportError:
         raise ImportError('sweeps on workers need Dask: pip install -e ".[cluster]"') from None
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    for name in ("client", "core", "utils"):  # what they would log, our errors say
+    for name in ("client", "core", "utils", "scheduler", "nanny"):  # what they would log, our errors say
         logging.getLogger(f"distributed.{name}").setLevel(logging.CRITICAL)
 
 
