@@ -7,6 +7,7 @@ import seaborn as sns
 import torch
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from studybook.calibration import Bins
@@ -17,6 +18,12 @@ def style() -> None:
     """The book's look: sharp figures on white, a palette that color-blind readers can tell apart."""
     sns.set_theme("notebook", "whitegrid", "colorblind", rc={"savefig.facecolor": "white", "figure.facecolor": "white"})
     mpl.rcParams.update({"figure.dpi": 150, "figure.constrained_layout.use": True, "axes.titlesize": "medium"})
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure in the book's look that belongs to no notebook; sizes in inches."""
+    style()
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def reliability(ax: Axes, bins: Bins, title: str) -> Axes:

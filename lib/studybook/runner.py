@@ -909,12 +909,9 @@ def _write_scale(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def _draw_scale(costs: Any, sleeping: Sequence[Mapping[str, Any]], file: Path) -> None:
-    from matplotlib.figure import Figure
-
     from studybook import plots, workers
 
-    plots.style()
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = plots.figure(7.0, 3.5)
     counts = [round(10 ** (i / 20)) for i in range(101)]
     curves = {f"{s:g} s": [workers.efficiency(costs, n, s) for n in counts] for s in (0.1, 1.0, 10.0, 100.0)}
     measured = {
