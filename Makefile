@@ -42,4 +42,4 @@ lock: | $(BIN)/uv
 		--no-header --upgrade --quiet --output-file requirements.lock
 
 clean:
-	rm -rf book/_build book/_generated book/_vendor book/studies .studybook build
+	rm -rf book/_build book/_generated book/_extra book/_vendor book/studies .studybook build

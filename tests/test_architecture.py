@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 LIBRARY = ROOT / "lib" / "studybook"
 ORDER = [
     "data", "synthetic", "models", "ensemble", "features", "probes", "metrics", "calibration", "stats", "plots",
-    "ledger", "workers", "sweep", "runner",
+    "ledger", "workers", "sweep", "studies", "provenance", "figures", "pages", "book", "rendering", "runner",
 ]  # fmt: skip
 MODULES = sorted(file.stem for file in LIBRARY.glob("*.py") if file.stem != "__init__")
 
@@ -45,11 +45,11 @@ def test_a_module_imports_only_modules_above_it(name):
     assert inner(name) <= set(ORDER[: ORDER.index(name)])
 
 
-def test_only_plots_draws_and_only_the_runner_starts_processes():
+def test_only_plots_draws_and_only_runner_and_book_start_processes():
     drawing = {n for n in MODULES for i in imports(n) if i.split(".")[0] in ("matplotlib", "seaborn")}
     starting = {n for n in MODULES for i in imports(n) if i.split(".")[0] in ("subprocess", "papermill")}
     assert drawing == {"plots"}
-    assert starting == {"runner"}
+    assert starting == {"book", "runner"}
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n != "plots"])

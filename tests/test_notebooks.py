@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, USERS_ENVIRONMENT
 
-from studybook import runner
+from studybook import studies
 
 STUDIES = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
 FORBIDDEN = ("argparse", "sys.path", ".cuda()", ".to(device", "eval(", "manual_seed(0)", "savefig", "filterwarnings")
@@ -29,7 +29,7 @@ def study(request):
 
 @pytest.fixture
 def cells(study):
-    return runner._notebook(study)["cells"]
+    return studies.notebook(study)["cells"]
 
 
 def code(cells):
@@ -57,7 +57,7 @@ def test_the_notebook_begins_with_a_title_a_citation_and_parameters(cells):
 
 def test_claims_stand_before_the_measurement_and_each_is_judged(cells):
     notebook = {"cells": cells}
-    claims = runner._calls(notebook, "Claim")
+    claims = studies._calls(notebook["cells"], "Claim")
     first_run = next(i for i, c in enumerate(cells) if c["cell_type"] == "code" and "sweep.run(" in c["source"])
     assert claims
     assert all(i < first_run for i, _ in claims)
@@ -97,7 +97,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "parameter", "value", "message"), REFUSED)
 def test_a_bad_parameter_is_refused_before_anything_is_measured(name, parameter, value, message):
-    sources = code(runner._notebook(runner.find(name).source)["cells"])
+    sources = code(studies.notebook(studies.find(name).source)["cells"])
     settings = {}
     exec(sources[0], settings)
     assert parameter in settings
@@ -107,9 +107,9 @@ def test_a_bad_parameter_is_refused_before_anything_is_measured(name, parameter,
 
 
 def test_profiles_name_parameters_that_the_notebook_has(study):
-    one = runner.Study(study, yaml.safe_load(study.with_suffix(".yml").read_text()))
+    one = studies.Study(study, yaml.safe_load(study.with_suffix(".yml").read_text()))
     for profile in one.profiles:
-        runner.typed(one, one.profile(profile)["parameters"])
+        studies.typed(one, one.profile(profile)["parameters"])
         assert one.profile(profile)["says"]
         assert one.profile(profile)["seconds"] > 0
     assert one.about["paper"]["key"] in (ROOT / "book" / "references.bib").read_text()
@@ -128,14 +128,14 @@ def committed(pattern):
 
 def test_every_study_has_a_committed_quick_record(study):
     record = json.loads((ROOT / "book" / "results" / study.stem / "quick" / "run.json").read_text())
-    assert [c["name"] for c in record["claims"]] == runner.declared_claims(runner._notebook(study))
+    assert [c["name"] for c in record["claims"]] == studies.declared_claims(studies.notebook(study)["cells"])
 
 
 @pytest.mark.parametrize("file", committed("*/*/run.json"), ids=lambda f: "/".join(f.parts[-3:-1]))
 def test_committed_records_are_of_unchanged_profiles_with_every_verdict(file):
     record = json.loads(file.read_text())
-    one = runner.find(record["study"])
-    expected = {**runner.parameters(one), **one.profile(record["profile"])["parameters"]}
+    one = studies.find(record["study"])
+    expected = {**studies.parameters(one), **one.profile(record["profile"])["parameters"]}
     assert record["parameters"] == expected
     assert not record["overrides"]
     assert not record["stale"]
@@ -149,7 +149,7 @@ def test_every_quick_profile_runs(users_book):
         record = json.loads((ROOT / "book" / "studies" / study.parent.name / f"{study.stem}.json").read_text())
         assert record["profile"] == "quick"
         assert not record["stale"]
-        assert [c["name"] for c in record["claims"]] == runner.declared_claims(runner._notebook(study))
+        assert [c["name"] for c in record["claims"]] == studies.declared_claims(studies.notebook(study)["cells"])
 
 
 @pytest.mark.slow
@@ -159,6 +159,6 @@ def test_plain_papermill_runs_the_calibration_study(tmp_path):
     command += ["-p", "SEEDS", "2", "-p", "EPOCHS", "1", "--no-progress-bar"]
     environment = {**USERS_ENVIRONMENT, "STUDYBOOK_CACHE": os.environ["STUDYBOOK_CACHE"]}
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
-    claims = runner._claims(runner._notebook(tmp_path / "out.ipynb"))
+    claims = studies.claims(studies.notebook(tmp_path / "out.ipynb")["cells"])
     assert {claim["n"] for claim in claims} == {2}
     assert {claim["verdict"] for claim in claims} == {"inconclusive"}

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import heed_interrupts
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from studybook import data, runner
+from studybook import book, data, pages, provenance, runner, studies
 
 ABOUT = """
 title: Coins
@@ -152,9 +152,9 @@ def test_parameters_must_be_plain_lines(project):
 
 
 def test_values_take_the_type_of_their_default(project):
-    study = runner.find("coins")
+    study = studies.find("coins")
     given = {"FLIPS": "7", "BIAS": "1", "LABEL": "tails", "STRICT": "true"}
-    typed = runner.typed(study, given)
+    typed = studies.typed(study, given)
     assert typed == {"FLIPS": 7, "BIAS": 1.0, "LABEL": "tails", "STRICT": True}
     assert [type(v) for v in typed.values()] == [int, float, str, bool]
 
@@ -244,6 +244,7 @@ def test_a_page_drawn_from_rows_whose_code_moved_on_is_marked_stale(project, tmp
     file.write_text(file.read_text().replace("0.5 + BIAS", "BIAS + 0.5"))
     answer = command("run", "coins", "--profile", "standard")
     assert "stale (code)" in answer.output
+    book.write_pages()
     page = nbformat.read(project / "book" / "studies" / "money" / "coins.ipynb", 4)
     assert "Stale: the code behind the stored numbers" in page.cells[1].source
     assert "stale (notebook)" in command("status").output
@@ -305,12 +306,12 @@ def test_study_names_complete(project):
 
 def test_a_drawn_interval_shows_side_threshold_and_ends():
     claim = {"above": 0.5, "below": None, "mean": 0.7, "low": 0.6, "high": 0.8, "unit": ".1f", "verdict": "reproduced"}
-    svg = runner._drawn(claim)
+    svg = pages.drawn(claim)
     assert 'class="claimed" x="80"' in svg
     assert "interval 0.6 to 0.8, claimed above 0.5" in svg
-    below = runner._drawn({**claim, "above": None, "below": 0.9})
+    below = pages.drawn({**claim, "above": None, "below": 0.9})
     assert 'class="claimed" x="0"' in below
-    assert runner._drawn({**claim, "low": None, "high": None}).count("<circle") == 1
+    assert pages.drawn({**claim, "low": None, "high": None}).count("<circle") == 1
 
 
 def test_ctrl_c_keeps_finished_cases_and_the_same_command_goes_on(project):
@@ -342,7 +343,7 @@ def test_ctrl_c_keeps_finished_cases_and_the_same_command_goes_on(project):
 
 
 def test_the_library_code_behind_a_page_is_what_its_notebook_reaches(project):
-    found = json.loads(runner._library(runner.find("coins")))
+    found = json.loads(provenance._library(studies.find("coins")))
     assert {"ledger.judge", "ledger.Claim", "stats.interval", "stats._checked", "stats.Interval"} <= set(found)
     assert not any(name.startswith(("calibration", "sweep", "plots", "runner")) for name in found)
 
@@ -350,16 +351,16 @@ def test_the_library_code_behind_a_page_is_what_its_notebook_reaches(project):
 def test_a_library_change_that_a_notebook_does_not_reach_leaves_it_fresh(project, tmp_path, monkeypatch):
     package = tmp_path / "package"
     shutil.copytree(Path(runner.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(runner, "__file__", str(package / "runner.py"))
-    study, stats = runner.find("coins"), package / "stats.py"
-    before, source = runner._library(study), stats.read_text()
+    monkeypatch.setattr(provenance, "__file__", str(package / "runner.py"))
+    study, stats = studies.find("coins"), package / "stats.py"
+    before, source = provenance._library(study), stats.read_text()
     stats.write_text(source.replace("def bootstrap(", "def unused():\n    return 7\n\n\ndef bootstrap("))
-    assert runner._library(study) == before
+    assert provenance._library(study) == before
     local = "def values():\n    return 7\n\n\ndef bootstrap("  # `_checked` has an argument of that name
     stats.write_text(source.replace("def bootstrap(", local))
-    assert runner._library(study) == before
+    assert provenance._library(study) == before
     stats.write_text(source.replace("must be finite numbers", "must be numbers"))
-    assert runner._library(study) != before
+    assert provenance._library(study) != before
 
 
 def test_a_cell_that_is_not_plain_python_is_named(project):
@@ -371,9 +372,9 @@ def test_a_cell_that_is_not_plain_python_is_named(project):
 
 def test_changed_data_or_another_device_is_run_again(project, monkeypatch):
     command("run", "coins")
-    for name, value in (("_data_moved", lambda record: True), ("_device", lambda: "NVIDIA H200")):
+    for name, value in (("data_moved", lambda record: True), ("device", lambda: "NVIDIA H200")):
         with monkeypatch.context() as changed:
-            changed.setattr(runner, name, value)
+            changed.setattr(provenance, name, value)
             assert "unchanged" not in command("run", "coins").output
         command("run", "coins")
     assert "unchanged" in command("run", "coins").output
@@ -381,9 +382,9 @@ def test_changed_data_or_another_device_is_run_again(project, monkeypatch):
 
 def test_a_record_whose_data_changed_is_seen(monkeypatch):
     record = {"sweeps": [{"data": {"digits": data.fingerprint("digits")}}, {"data": None}]}
-    assert not runner._data_moved(record)
+    assert not provenance.data_moved(record)
     monkeypatch.setattr(data, "fingerprint", lambda name: "other")
-    assert runner._data_moved(record)
+    assert provenance.data_moved(record)
 
 
 def test_a_changed_profile_makes_its_record_stale(project):
@@ -410,7 +411,7 @@ def test_the_page_on_scale_is_made_of_what_was_measured(tmp_path):
         "sleeping": [{"workers": 4, "seconds": 1.0, "cases": 80, "efficiency": 0.987}],
         "machine": {"processor": "Some Processor", "cores": 2, "memory": 24},
     }  # fmt: skip
-    runner._write_scale(found, tmp_path)
+    book._write_scale(found, tmp_path)
     costs, largest, points = ((tmp_path / f"scale-{n}.md").read_text() for n in ("costs", "workers", "points"))
     assert "| machine | Some Processor, 2 cores, 24 GiB |" in costs
     assert "| an empty case, one worker | 4.0 ms |" in costs

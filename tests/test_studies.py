@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.special import hyp0f1
 
-from studybook import runner, synthetic
+from studybook import studies, synthetic
 
 
 def defined(study, until):
     """What the code cells of a study define, up to the first that contains `until`; nothing is measured before it."""
     names = {}
-    for cell in runner._notebook(runner.find(study).source)["cells"]:
+    for cell in studies.notebook(studies.find(study).source)["cells"]:
         if cell["cell_type"] == "code":
             if until in cell["source"]:
                 break

@@ -18,12 +18,34 @@ def style() -> None:
     """The book's look: sharp figures on white, a palette that color-blind readers can tell apart."""
     sns.set_theme("notebook", "whitegrid", "colorblind", rc={"savefig.facecolor": "white", "figure.facecolor": "white"})
     mpl.rcParams.update({"figure.dpi": 150, "figure.constrained_layout.use": True, "axes.titlesize": "medium"})
+    mpl.rcParams["svg.hashsalt"] = "studybook"  # the same figure, the same file
 
 
 def figure(width: float, height: float) -> Figure:
     """An empty figure in the book's look that belongs to no notebook; sizes in inches."""
     style()
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def explorer(name: str, data: Mapping[str, object]) -> None:
+    """A figure that moves in the published book, where `name`'s script draws `data` and readers change it.
+
+    Here it is a line of text. Tensors become lists of five significant digits.
+    """
+    from IPython.display import display
+
+    text = f"In the published book a figure that moves stands here ({name})."
+    display({"text/plain": text}, raw=True, metadata={"studybook-explorer": {"name": name, "data": _plain(data)}})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def reliability(ax: Axes, bins: Bins, title: str) -> Axes:
@@ -102,6 +124,7 @@ def heatmap(
         annot=values.numpy().round(2) + 0.0 if limit is not None else None,  # + 0.0: no "-0.00"
         fmt=".2f",
         annot_kws={"fontsize": "x-small"},
+        rasterized=values.numel() > 1000,  # a thousand cells as vectors weigh more than as pixels
         **scale,
     )
     ax.tick_params(axis="y", rotation=0)

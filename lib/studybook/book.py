@@ -1,0 +1,288 @@
+"""Builds the book from what was run: pages, scoreboard, indexes, downloads; HTML, a PDF and an archive of it."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from studybook import pages, sweep
+from studybook.pages import Entry
+from studybook.provenance import moved_on
+from studybook.studies import (
+    QUICK,
+    Problem,
+    Study,
+    check_page,
+    failure,
+    known,
+    notebook,
+    page,
+    read_record,
+    results_folder,
+    root,
+    write,
+)
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def records() -> list[dict[str, Any]]:
+    """The record of every study and profile that has one: the committed ones, and the quick pages made here."""
+    return [entry.record for entry in _entries(stale=False)]
+
+
+def entries() -> list[Entry]:
+    """The same, each with its study and what has changed since."""
+    return _entries(stale=True)
+
+
+def _entries(stale: bool) -> list[Entry]:
+    found = []
+    for study in known().values():
+        for profile in study.profiles:
+            committed, made = results_folder(study, profile) / "run.json", _made_here(study)
+            if profile == QUICK and made.get("profile") == QUICK and not made["overrides"]:
+                record = made
+            elif committed.exists():
+                record = read_record(committed)
+            else:
+                continue
+            found.append(Entry(study, record, moved_on(record) if stale else record["stale"]))
+    return found
+
+
+def _made_here(study: Study) -> dict[str, Any]:
+    file = page(study).with_suffix(".json")
+    return read_record(file) if file.exists() else {}
+
+
+# ---------------------------------------------------------------- HTML
+
+
+def build(pdf: bool = False, archive: bool = False) -> dict[str, Path]:
+    """Writes all pages and calls Jupyter Book with warnings as errors; gives what was made and where it is.
+
+    Raises Problem if a study was not run, its page holds an error or lacks a verdict, or Jupyter Book warns.
+    """
+    write_pages()
+    _install_mathjax(root() / "book" / "_vendor" / "mathjax")
+    _jupyter_book("html")
+    folder = root() / "book" / "_build"
+    _drop_leftovers(folder / "html")
+    made = {"book": folder / "html" / "index.html"}
+    if pdf:
+        made["PDF"] = _pdf(folder)
+    if archive:
+        made["archive"] = _archive(folder / "html", folder / "studybook.zip")
+    return made
+
+
+def write_pages() -> None:
+    """Checks the executed pages, adds to each what the book adds, and writes scoreboard, indexes and downloads."""
+    book, found, shown = root() / "book", entries(), {}
+    for study in known().values():
+        if not page(study).exists() or not _made_here(study):
+            raise Problem(f"{study.name} has not been run yet: studybook run {study.name}")
+        record = _made_here(study)
+        check_page(study, notebook(page(study)), record["claims"])
+        shown[study.name] = Entry(study, record, record["stale"])
+    tables = _downloads(book / "_extra", found, shown)
+    for name, entry in shown.items():
+        own = [e for e in found if e.study.name == name]
+        made = pages.page(notebook(page(entry.study)), entry, own, tables.get(name, {}), _failed_since(entry))
+        write(page(entry.study), as_text(made))
+    facts = pages.claim_facts(found)
+    write(book / "_extra" / "claims.json", pages.claims_json(facts))
+    write(book / "_extra" / "claims.csv", pages.claims_csv(facts))
+    for name, text in (
+        ("scoreboard", pages.scoreboard(found)),
+        ("front", pages.front(found)),
+        ("index", pages.index(list(known().values()), found)),
+    ):
+        write(book / "_generated" / f"{name}.md", text)
+    if (scale := book / "results" / "scale.json").exists():
+        _write_scale(read_record(scale), book / "_generated")
+
+
+def as_text(cells: Mapping[str, Any]) -> str:
+    """A notebook as it is written."""
+    return json.dumps(cells, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _failed_since(entry: Entry) -> str:
+    """What a later run of the study than the one shown died of."""
+    log = failure(entry.study)
+    return pages.escaped(log.read_text(encoding="utf-8").partition("\n")[0]) if log.exists() else ""
+
+
+def _downloads(extra: Path, found: Sequence[Entry], shown: Mapping[str, Entry]) -> dict[str, dict[str, list[str]]]:
+    """Writes source notebooks, records and rows for download; gives the names of the sweeps by study and profile."""
+    tables: dict[str, dict[str, list[str]]] = {}
+    kept = set()
+    for name, entry in shown.items():
+        study = entry.study
+        for source in (study.source, study.source.with_suffix(".yml")):
+            kept |= _put(extra / "notebooks" / study.part / source.name, source.read_text(encoding="utf-8"))
+        here = {e.profile: results_folder(study, e.profile) for e in found if e.study.name == name}
+        if (page(study).with_suffix("") / "rows.json").exists():
+            here[entry.profile] = page(study).with_suffix("")
+        for profile, folder in here.items():
+            rows: dict[str, list] = {}
+            for one in sweep.read_rows(folder) if (folder / "rows.json").exists() else []:
+                rows.setdefault(one["parts"]["measure"], []).append(one)
+            for measure, some in rows.items():
+                kept |= _put(extra / "data" / name / profile / f"{measure}.csv", pages.rows_csv(some))
+            if rows:
+                tables.setdefault(name, {})[profile] = list(rows)
+    for entry in found:
+        file = extra / "data" / entry.study.name / entry.profile / "run.json"
+        kept |= _put(file, json.dumps(entry.record, indent=1, sort_keys=True) + "\n")
+    for folder in (extra / "data", extra / "notebooks"):
+        for file in [f for f in folder.rglob("*") if f.is_file() and f not in kept]:
+            file.unlink()
+    return tables
+
+
+def _put(file: Path, text: str) -> set[Path]:
+    write(file, text)
+    return {file}
+
+
+def _drop_leftovers(html: Path) -> None:
+    """Deletes figures of earlier builds, which no page shows any more."""
+    used = set()
+    for file in html.rglob("*.html"):
+        used |= set(re.findall(r"_images/([^\"'?# ]+)", file.read_text(encoding="utf-8")))
+    for image in (html / "_images").glob("*"):
+        if image.name not in used:
+            image.unlink()
+
+
+def _jupyter_book(builder: str) -> None:
+    log = root() / "book" / "_build" / f"build{'' if builder == 'html' else '-' + builder}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "--path-output", "book"]
+    command += ["--config", "_config.yml", "--builder", builder, "-W", "--keep-going"]
+    with log.open("w") as out:
+        done = subprocess.run(command, cwd=root(), stdout=out, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        lines = [x for x in log.read_text().splitlines() if "WARNING" in x or "ERROR" in x or "Error" in x]
+        place = log.relative_to(root())
+        raise Problem(f"the book did not build: {'; '.join(lines[:5]) or 'see the log'} (log: {place})")
+
+
+def _install_mathjax(folder: Path) -> None:
+    """Copies MathJax out of the package that ships it, so that formulas render without a network."""
+    spec = importlib.util.find_spec("mathjax")
+    if spec is None or spec.origin is None:
+        raise Problem("the package django-static-mathjax, which ships MathJax, is not installed: make book installs it")
+    shipped = Path(spec.origin).parent / "static" / "mathjax" / "es5"
+    fonts = Path("output") / "chtml" / "fonts" / "woff-v2"
+    if not (folder / fonts).exists():
+        shutil.copytree(shipped / fonts, folder / fonts)
+    if not (folder / "tex-mml-chtml.js").exists():
+        shutil.copy(shipped / "tex-mml-chtml.js", folder)
+
+
+def _write_scale(found: Mapping[str, Any], folder: Path) -> None:
+    """Tables and a figure of what benchmarks/workers.py measured and of the cost model, for the page on scale."""
+    from studybook import workers
+
+    one, two = found["workers1"], found["workers2"]
+    serial = max(two["submitter"], two["scheduler"])
+    setup = statistics.median([one["setup"], two["setup"]])
+    costs = workers.Costs(one["elapsed"] / 1000, serial / 1000, setup / 1000)
+    machine, computing = found["machine"], found["computing"]
+    sleeping = sorted(found["sleeping"], key=lambda row: (row["seconds"], row["workers"]))
+    measured = {
+        "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory']} GiB",
+        "date, commit": f"{found['date']}, {(found['commit'] or 'none')[:12]}",
+        "an empty case, no workers": f"{found['here']:.1f} ms",
+        "an empty case, one worker": f"{one['elapsed']:.1f} ms",
+        "an empty case, two workers": f"{two['elapsed']:.1f} ms",
+        "... of which the submitting process computes": f"{two['submitter']:.1f} ms",
+        "... of which the scheduler computes": f"{two['scheduler']:.1f} ms",
+        "a sweep's set-up": f"{setup:.0f} ms",
+        f"memory that {found['cases']:,} cases add, with workers": f"{max(one['grown'], two['grown']):.0f} MiB",
+        "the same without workers": f"{found['here_grown']:.0f} MiB",
+        f"efficiency from one to two workers, cases that compute for {computing['seconds']:.1f} s":
+            f"{computing['efficiency']:.0%} ({', '.join(f'{e:.0%}' for e in computing['all'])})",
+    }  # fmt: skip
+    largest = {f"{s:g} s": f"{_rounded_down(workers.most_workers(costs, s)):,}" for s in (1.0, 10.0, 100.0)}
+    points = [
+        (f"{row['seconds']:g} s", str(row["workers"]), f"{row['efficiency']:.1%}", f"{model:.1%}")
+        for row in sleeping
+        for model in [workers.efficiency(costs, row["workers"], row["seconds"], float(row["cases"]))]
+    ]
+    for name, head, rows in (
+        ("costs", ("what", "measured"), list(measured.items())),
+        ("workers", ("a case takes", "workers, at least 80 % busy"), list(largest.items())),
+        ("points", ("a case sleeps", "workers", "efficiency, measured", "model"), points),
+    ):
+        lines = [head, ["---"] * len(head), *rows]
+        write(folder / f"scale-{name}.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    _draw_scale(costs, sleeping, folder / "scale.png")
+
+
+def _draw_scale(costs: Any, sleeping: Sequence[Mapping[str, Any]], file: Path) -> None:
+    from studybook import plots, workers
+
+    figure = plots.figure(7.0, 3.5)
+    counts = [round(10 ** (i / 20)) for i in range(101)]
+    curves = {f"{s:g} s": [workers.efficiency(costs, n, s) for n in counts] for s in (0.1, 1.0, 10.0, 100.0)}
+    measured = {
+        name: {r["workers"]: r["efficiency"] for r in sleeping if f"{r['seconds']:g} s" == name} for name in curves
+    }
+    plots.efficiency(figure.add_subplot(), counts, curves, measured, 0.8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def _rounded_down(count: int) -> int:
+    """To two digits: a model's third one means nothing."""
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return count // unit * unit
+
+
+# ---------------------------------------------------------------- other formats
+
+
+def _pdf(build: Path) -> Path:
+    """The whole book as one PDF, printed from one long page by Chromium."""
+    chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    if chromium is None:
+        raise Problem(f"a PDF needs Chromium, and none of {', '.join(CHROMIUM)} is on the path")
+    _jupyter_book("singlehtml")
+    source, target = build / "singlehtml" / "index.html", build / "studybook.pdf"
+    source = next(iter(sorted((build / "singlehtml").glob("intro.html"))), source)
+    command = [
+        chromium, "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--no-pdf-header-footer", "--virtual-time-budget=60000",
+        *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
+        f"--print-to-pdf={target}", source.as_uri(),
+    ]  # fmt: skip
+    target.unlink(missing_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode or not target.exists():
+        raise Problem(f"Chromium printed no PDF: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return target
+
+
+def _archive(html: Path, target: Path) -> Path:
+    """The built pages as a ZIP file that opens from a folder; the same pages give the same bytes."""
+    partial = target.with_name(f".{target.name}.part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as out:
+        for file in sorted(f for f in html.rglob("*") if f.is_file()):
+            info = zipfile.ZipInfo(f"studybook/{file.relative_to(html)}", (1980, 1, 1, 0, 0, 0))
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            out.writestr(info, file.read_bytes())
+    partial.replace(target)
+    return target
