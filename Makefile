@@ -2,19 +2,21 @@
 # Each target does only what is missing; the second run is fast.
 PYTHON ?= python3
 PROFILE ?= quick
+NOTEBOOKS ?= notebooks
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := --extra data --extra dev --extra cluster --extra course
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: book test lab lock clean help
+.PHONY: book test lab pdf archive lock clean help
 
 help:
 	@echo "make book [PROFILE=standard] [WORKERS=4]   install, run every study at the quick profile, build the book"
 	@echo "make test                      install, run all tests"
-	@echo "make lab                       JupyterLab on the notebooks"
+	@echo "make lab [NOTEBOOKS=folder] [ARGS='--no-browser --port=8890']   JupyterLab on the notebooks"
 	@echo "make lock                      renew requirements.lock (environment.yml installs it too)"
+	@echo "make pdf, make archive         the built book as one PDF (needs Chromium), or as a ZIP file"
 	@echo "make clean                     remove what was built (not the environment, not stored rows)"
 
 $(BIN)/uv:
@@ -35,7 +37,10 @@ test: $(READY)
 	$(BIN)/python -m pytest -q
 
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir="$(NOTEBOOKS)" $(ARGS)
+
+pdf archive: book
+	$(BIN)/studybook build --$@
 
 lock: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml $(EXTRAS) --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \

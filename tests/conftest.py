@@ -1,6 +1,7 @@
 """Every test has its own cache folder and no data but what packages ship, unless it asks for more."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("STUDYBOOK_DATA") or ROOT.parent / "shared" / "data")
 USERS_ENVIRONMENT = dict(os.environ)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def heed_interrupts():
@@ -44,3 +46,16 @@ def users_book():
     for words in (["run", "--all"], ["build"]):
         done = subprocess.run([*command, *words], cwd=ROOT, env=USERS_ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()

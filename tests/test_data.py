@@ -512,3 +512,11 @@ def test_a_folder_of_half_a_layout_is_refused_rather_than_read_as_classes(tmp_pa
     write_folder(tmp_path, {f"{split}/{name}/1.png": (4, 4) for split in splits for name in ("cat", "dog")})
     with pytest.raises(ValueError, match="which look like splits; name them train and val"):
         data.pictures(f"imagefolder:{tmp_path}")
+
+
+def test_a_set_is_here_if_it_can_be_read(tmp_path, monkeypatch):
+    assert data.here("digits")
+    monkeypatch.setenv("STUDYBOOK_DATA", str(tmp_path))
+    assert not data.here("cifar10")
+    with pytest.raises(ValueError, match="nothing"):
+        data.here("nothing")

@@ -174,13 +174,14 @@ def test_a_run_leaves_a_page_and_a_record(project):
     assert done["peak_memory_mib"] > 50
     assert {"python", "torch", "studybook"} <= set(done["versions"])
     assert {"processor", "cores", "device", "memory"} == set(done["machine"])
+    book.write_pages()
     page = nbformat.read(project / "book" / "studies" / "money" / "coins.ipynb", 4)
     nbformat.validate(page)
     box = page.cells[-1].source
     for part in ("How this page was made", "FLIPS = 40", "studybook run coins -p FLIPS 40", "4 cases"):
         assert part in box
     assert "A, B, ICML 2020" in page.cells[1].source
-    assert "profile `quick` with `FLIPS = 40`" in page.cells[1].source
+    assert "profile <code>quick</code> with <code>FLIPS = 40</code>" in page.cells[1].source
     assert "three coins" not in page.cells[1].source
 
 
@@ -233,7 +234,9 @@ def test_recorded_rows_draw_a_page_where_nothing_can_be_computed(project, tmp_pa
     assert "coins [standard]: 1 reproduced" in answer.output
     assert record(project)["sweeps"][0]["committed"] == 4
     assert record(project)["claims"] == claims
-    assert "coins [quick]" in command("run", "--all", "--profile", "full", "--drawn").output
+    full = command("run", "--all", "--profile", "full", "--drawn").output
+    assert "the repository has no rows of its full profile; drawing quick" in full
+    assert "coins [quick]" in full
 
 
 def test_a_page_drawn_from_rows_whose_code_moved_on_is_marked_stale(project, tmp_path, monkeypatch):
@@ -301,7 +304,54 @@ def test_study_names_complete(project):
     assert [item.value for item in found] == ["coins"]
 
 
-# ---------------------------------------------------------------- the scoreboard
+# ---------------------------------------------------------------- pages and scoreboard
+
+
+def card(project):
+    book.write_pages()
+    return nbformat.read(project / "book" / "studies" / "money" / "coins.ipynb", 4).cells[1].source
+
+
+def test_a_book_without_a_studys_run_stops_and_says_which(project):
+    answer = command("build")
+    assert answer.exit_code == 1
+    assert "coins has not been run yet: studybook run coins" in answer.output
+
+
+def test_a_failed_run_leaves_the_page_and_marks_it_until_one_succeeds(project):
+    command("run", "coins")
+    assert "A later run of this study failed" not in card(project)
+    assert command("run", "coins", "-p", "STRICT", "true").exit_code == 1
+    assert "A later run of this study failed; this page shows the one before." in card(project)
+    assert "coins failed in cell 3" in card(project)
+    assert command("run", "coins").exit_code == 0
+    assert "A later run of this study failed" not in card(project)
+
+
+def test_what_a_run_measured_can_be_downloaded(project):
+    command("run", "coins")
+    command("run", "coins", "--profile", "standard", "--record")
+    command("run", "coins")
+    book.write_pages()
+    extra = project / "book" / "_extra"
+    for profile in ("quick", "standard"):
+        rows = (extra / "data" / "coins" / profile / "measure.csv").read_text().splitlines()
+        assert rows[0] == "seed,heads"
+        assert len(rows) == 5
+        assert json.loads((extra / "data" / "coins" / profile / "run.json").read_text())["profile"] == profile
+    source = (project / "notebooks" / "money" / "coins.ipynb").read_text()
+    assert (extra / "notebooks" / "money" / "coins.ipynb").read_text() == source
+    (extra / "data" / "coins" / "quick" / "gone.csv").write_text("of an earlier sweep")
+    book.write_pages()
+    assert not (extra / "data" / "coins" / "quick" / "gone.csv").exists()
+    assert len(json.loads((extra / "claims.json").read_text())["claims"]) == 2
+
+
+def test_an_unknown_format_and_a_missing_browser_are_refused(project, monkeypatch):
+    assert "No such option" in command("build", "--epub").output
+    monkeypatch.setattr(book.shutil, "which", lambda name: None)
+    with pytest.raises(click.ClickException, match="a PDF needs Chromium"):
+        book._pdf(project)
 
 
 def test_a_drawn_interval_shows_side_threshold_and_ends():

@@ -157,7 +157,9 @@ def _put(file: Path, text: str) -> set[Path]:
 
 
 def _drop_leftovers(html: Path) -> None:
-    """Deletes figures of earlier builds, which no page shows any more."""
+    """Deletes figures of earlier builds, which no page shows now, and the theme's templates, which are no pages."""
+    for template in (html / "_static").glob("*macros.html"):
+        template.unlink()
     used = set()
     for file in html.rglob("*.html"):
         used |= set(re.findall(r"_images/([^\"'?# ]+)", file.read_text(encoding="utf-8")))

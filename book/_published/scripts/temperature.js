@@ -45,11 +45,12 @@
       (t) => [t.toFixed(2), `temperature ${t.toFixed(2)}`],
       draw
     );
+    const buttons = make(slider.row, "span", { class: "explorer-buttons" });
     for (const [words, value] of [
       ["T = 1", 1],
       ["fitted T", data.fitted],
     ]) {
-      const button = make(slider.row, "button", { type: "button", title: "the nearest of the slider's stops" }, words);
+      const button = make(buttons, "button", { type: "button", title: "the nearest of the slider's stops" }, words);
       button.addEventListener("click", () => slider.move(book.nearest(temperatures, value)));
     }
     const networks = data.networks > 1 ? `${data.label}, mean of ${data.networks} networks` : data.label;
@@ -80,10 +81,11 @@
     const powers = Array.from({ length: 21 }, (_, i) => 2 ** (i - 10));
     const inside = powers.filter((t) => t >= ends[0] * 0.999 && t <= ends[1] * 1.001);
     const along = { place: book.logarithmic(...ends), ticks: inside.map((t) => [t, String(t)]) };
+    const bare = { ...along, ticks: inside.map((t) => [t, ""]), title: "" }; // the axis below has the names
     const percent = ece.map((value) => 100 * value);
     const dots = [
-      score(percent, "ECE, %", 3, [38, 26, 332, 148], { ...along, title: "" }, [0, Math.max(...percent)]),
-      score(nll, "NLL, nats", 1, [38, 194, 332, 316], { ...along, title: "temperature T" }, [
+      score(percent, "ECE, %", 3, [38, 26, 332, 152], bare, [0, Math.max(...percent)]),
+      score(nll, "NLL, nats", 1, [38, 190, 332, 316], { ...along, title: "temperature T" }, [
         Math.min(...nll),
         Math.max(...nll),
       ]),
