@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_profiles_name_parameters_that_the_notebook_has(study):
         studies.typed(one, one.profile(profile)["parameters"])
         assert one.profile(profile)["says"]
         assert one.profile(profile)["seconds"] > 0
+    assert len(one.about["methods"]) >= 3
     assert one.about["paper"]["key"] in (ROOT / "book" / "references.bib").read_text()
 
 
@@ -150,6 +152,28 @@ def test_every_quick_profile_runs(users_book):
         assert record["profile"] == "quick"
         assert not record["stale"]
         assert [c["name"] for c in record["claims"]] == studies.declared_claims(studies.notebook(study)["cells"])
+
+
+@pytest.mark.slow
+def test_every_standard_page_is_drawn_from_committed_rows_without_data_or_computing(tmp_path):
+    project = tmp_path / "project"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, project / name)
+    command = [sys.executable, "-m", "studybook.runner", "run", "--all", "--profile", "standard", "--drawn"]
+    away = {"STUDYBOOK_ROOT": str(project), "STUDYBOOK_CACHE": str(tmp_path / "empty"), "STUDYBOOK_DATA": ""}
+    done = subprocess.run(command, env={**USERS_ENVIRONMENT, **away}, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for study in STUDIES:
+        made = project / "book" / "studies" / study.parent.name / f"{study.stem}.json"
+        committed = json.loads((ROOT / "book" / "results" / study.stem / "standard" / "run.json").read_text())
+        record = json.loads(made.read_text())
+        assert record["profile"] == "standard"
+        assert not record["stale"]
+        assert sum(sweep["computed"] for sweep in record["sweeps"]) == 0
+        assert [c["verdict"] for c in record["claims"]] == [c["verdict"] for c in committed["claims"]]
 
 
 @pytest.mark.slow

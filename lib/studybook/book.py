@@ -263,13 +263,15 @@ def _pdf(build: Path) -> Path:
     if chromium is None:
         raise Problem(f"a PDF needs Chromium, and none of {', '.join(CHROMIUM)} is on the path")
     _jupyter_book("singlehtml")
-    source, target = build / "singlehtml" / "index.html", build / "studybook.pdf"
-    source = next(iter(sorted((build / "singlehtml").glob("intro.html"))), source)
+    source, target = build / "singlehtml" / "intro.html", build / "studybook.pdf"
+    text = source.read_text(encoding="utf-8")
+    alone = source.with_name("print.html")  # a PDF travels without the files beside it
+    alone.write_text(re.sub(r'(<a\b[^>]*?) href="(?!#|https?:)[^"]*"', r"\1", text), encoding="utf-8")
     command = [
         chromium, "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--no-pdf-header-footer", "--virtual-time-budget=60000",
         *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
-        f"--print-to-pdf={target}", source.as_uri(),
+        f"--print-to-pdf={target}", alone.as_uri(),
     ]  # fmt: skip
     target.unlink(missing_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
