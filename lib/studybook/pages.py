@@ -579,7 +579,10 @@ def distance(claim: Mapping[str, Any]) -> float:
 def front(entries: Sequence[Entry]) -> str:
     """The figure of the front page, every claim as a dot, and the scoreboard in brief."""
     best = _best(entries)
-    return "\n".join([_claims_figure(best), "", *_brief(best), ""])
+    figure = (
+        f'<div class="table-scroll" tabindex="0" role="group" aria-label="Every claim">{_claims_figure(best)}</div>'
+    )
+    return "\n".join([figure, "", *_brief(best), ""])
 
 
 def _best(entries: Sequence[Entry]) -> list[Entry]:
