@@ -39,8 +39,11 @@ test: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir="$(NOTEBOOKS)" $(ARGS)
 
-pdf archive: book
-	$(BIN)/studybook build --$@
+pdf: book
+	$(BIN)/studybook build --pdf
+
+archive: book
+	$(BIN)/studybook build --archive
 
 lock: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml $(EXTRAS) --universal --fork-strategy fewest --python-version 3.11 --generate-hashes \

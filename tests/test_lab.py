@@ -121,6 +121,8 @@ def set_parameter(page, name, value):
 
 
 def test_a_study_runs_by_hand_in_jupyterlab(lab, page):
+    from playwright.sync_api import expect
+
     before, declared = files(), claims()
     assert len(declared) == 16
     page.goto(lab(STUDY))
@@ -140,8 +142,7 @@ def test_a_study_runs_by_hand_in_jupyterlab(lab, page):
     assert sorted(names) == sorted(declared)
     for verdict in verdicts.all():
         verdict.scroll_into_view_if_needed()
-        badge = verdict.locator(".badge")
-        assert badge.is_visible()
-        assert badge.inner_text() == "inconclusive"
-        assert "n = 2" in verdict.inner_text()
+        expect(verdict.locator(".badge")).to_be_visible()
+        expect(verdict.locator(".badge")).to_have_text("inconclusive")
+        expect(verdict).to_contain_text("n = 2")
     assert files() == before
