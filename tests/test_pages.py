@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from studybook import pages, rendering, studies
+from studybook import pages, studies
 
 CLAIM = {
     "name": "c", "text": "it is <b>so</b>", "above": 0.5, "below": None, "paper": "0.75", "control": False,
@@ -222,12 +222,3 @@ def test_the_index_lists_methods_data_and_papers(study):
     assert "- **mint**: {doc}`Coins" in text
     assert "A, B, C (2020), [On Coins](https://x), X" in text
     assert "(not run)" in text
-
-
-def test_launch_buttons_lead_to_the_sources():
-    button = {"buttons": [{"url": "https://hub/v2/gh/o/r/main?urlpath=lab/tree/book/studies/money/coins.ipynb"}, {}]}
-    rendering._open_the_source(button, "book")
-    assert button["buttons"][0]["url"].endswith("lab/tree/notebooks/money/coins.ipynb")
-    quoted = {"url": "https://hub/git-pull?urlpath=lab%2Ftree%2Fr%2Fbook%2Fstudies%2Fmoney%2Fcoins.ipynb"}
-    rendering._open_the_source(quoted, "book")
-    assert quoted["url"].endswith("r%2Fnotebooks%2Fmoney%2Fcoins.ipynb")
