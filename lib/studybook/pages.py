@@ -135,10 +135,10 @@ def _rows_file(study: Study, profile: str, name: str) -> str:
     return f"../../data/{study.name}/{profile}/{name}.csv"
 
 
-def _badges(study: Study, entry: Entry, up: str) -> str:
+def _badges(entry: Entry) -> str:
     found = [
         f'<a class="badge verdict-{verdict}" '
-        f'href="{up}scoreboard.html?study={study.name}&amp;profile={entry.profile}&amp;verdict={verdict}">'
+        f'href="../../scoreboard.html?study={entry.study.name}&amp;profile={entry.profile}&amp;verdict={verdict}">'
         f"{n} {verdict}</a>"
         for verdict, n in tally(entry.claims).items()
         if n
@@ -151,10 +151,10 @@ def _card(shown: Entry, entries: Sequence[Entry], minutes: int, failure: str) ->
     rows = [("This page", f"{_scale(shown)}, {_when(shown.record)}")]
     known = {entry.profile: entry for entry in entries} | {shown.profile: shown}
     for name in study.profiles:
-        verdicts = _badges(study, known[name], "../../") if name in known else "not run"
+        verdicts = _badges(known[name]) if name in known else "not run"
         rows.append((f"Verdicts, {name}", verdicts))
-    rows.append(("Read", f"{minutes} minutes, {sum('(control)' not in c for c in _claim_kinds(shown))} claims"
-                         f" and {sum('(control)' in c for c in _claim_kinds(shown))} controls"))  # fmt: skip
+    controls = sum(claim["control"] for claim in shown.claims)
+    rows.append(("Read", f"{minutes} minutes, {len(shown.claims) - controls} claims and {controls} controls"))
     rows.append(("Rerun", "; ".join(f"<code>{n}</code> {_needs(study, n)}" for n in study.profiles)))
     lines = [
         ":::{card}",
@@ -173,10 +173,6 @@ def _card(shown: Entry, entries: Sequence[Entry], minutes: int, failure: str) ->
     if shown.stale:
         lines += ["", f":::{{warning}}\n{_stale_sentence(shown)}\n:::"]
     return "\n".join(lines)
-
-
-def _claim_kinds(entry: Entry) -> list[str]:
-    return ["(control)" if claim["control"] else "claim" for claim in entry.claims]
 
 
 def _when(record: Mapping[str, Any]) -> str:
@@ -672,11 +668,11 @@ def index(studies: Sequence[Study], entries: Sequence[Entry]) -> str:
     """Studies by method, by data set and by paper."""
     named = {entry.study.name for entry in entries}
     lines = []
-    for title, key, plain in (("By method", "methods", str), ("By data set", "data", str)):
+    for title, key in (("By method", "methods"), ("By data set", "data")):
         found: dict[str, list[Study]] = {}
         for study in studies:
             for word in study.about.get(key) or (["generated data"] if key == "data" else []):
-                found.setdefault(plain(word), []).append(study)
+                found.setdefault(str(word), []).append(study)
         lines += [f"## {title}", ""]
         for word in sorted(found, key=str.lower):
             links = ", ".join(_link(study) for study in found[word])
