@@ -7,7 +7,7 @@ from typing import Any
 
 from studybook import figures
 
-_OFFLINE = ("thebe",)  # scripts and styles that the theme brings along and that load from elsewhere
+_FROM_ELSEWHERE = ("thebe",)  # scripts and styles that the theme brings along and that load from elsewhere
 
 
 def setup(app: Any) -> dict[str, bool]:
@@ -61,7 +61,7 @@ def _page_context(app: Any, pagename: str, templatename: str, context: dict[str,
 
 def _asks_for_a_network(file: Any) -> bool:
     words = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', '')}".lower()
-    return any(word in words for word in _OFFLINE)
+    return any(word in words for word in _FROM_ELSEWHERE)
 
 
 def _open_the_source(button: dict[str, Any], docs: str) -> None:
