@@ -301,6 +301,7 @@ def test_search_finds_a_word_offline(page):
     open_page(page, "search", "?q=temperature")
     page.wait_for_selector("#search-results li")
     assert "Modern networks are overconfident" in page.locator("#search-results").inner_text()
+    assert page.wrong == []
 
 
 def test_the_index_leads_from_method_data_and_paper_to_the_study(page):
@@ -380,6 +381,9 @@ def test_the_form_refuses_what_is_no_number_and_says_so(page):
     form.get_by_label("SEEDS").fill("9")
     assert form.locator(".problem").inner_text() == ""
     assert form.locator(".command code").first.inner_text() == "studybook run calibration -p SEEDS 9"
+    form.get_by_label("Profile").select_option("standard")
+    kept = "studybook run calibration --profile standard -p SEEDS 9"
+    assert form.locator(".command code").first.inner_text() == kept
     with pytest.raises(click.ClickException):
         as_studybook(shlex.split("studybook run calibration -p SEEDS many"))
 

@@ -323,7 +323,7 @@ def test_a_failed_run_leaves_the_page_and_marks_it_until_one_succeeds(project):
     assert "A later run of this study failed" not in card(project)
     assert command("run", "coins", "-p", "STRICT", "true").exit_code == 1
     assert "A later run of this study failed; this page shows the one before." in card(project)
-    assert "coins failed in cell 3" in card(project)
+    assert "coins failed in cell 4: Failed: 4 of 4 cases failed" in card(project)
     assert command("run", "coins").exit_code == 0
     assert "A later run of this study failed" not in card(project)
 

@@ -122,7 +122,10 @@ def _measures(node: ast.AST) -> list[str]:
 
 
 def _rows_output(study: Study, profile: str, names: Sequence[str]) -> dict[str, Any]:
-    links = ", ".join(f'<a href="{_rows_file(study, profile, name)}" download>{name}.csv</a>' for name in names)
+    links = ", ".join(
+        f'<a href="{_rows_file(study, profile, name)}" download="{study.name}-{profile}-{name}.csv">{name}.csv</a>'
+        for name in names
+    )
     text = f'<p class="figure-data">Rows behind this figure: {links}</p>'
     return {
         "output_type": "display_data",
@@ -154,6 +157,8 @@ def _card(shown: Entry, entries: Sequence[Entry], minutes: int, failure: str) ->
         verdicts = _badges(known[name]) if name in known else "not run"
         rows.append((f"Verdicts, {name}", verdicts))
     controls = sum(claim["control"] for claim in shown.claims)
+    if len(known) > 1:
+        rows.append(("Below", "verdicts of this run; those of other profiles stand under each"))
     rows.append(("Read", f"{minutes} minutes, {len(shown.claims) - controls} claims and {controls} controls"))
     rows.append(("Rerun", "; ".join(f"<code>{n}</code> {_needs(study, n)}" for n in study.profiles)))
     lines = [
@@ -215,7 +220,7 @@ def _side(claim: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _range(claim: Mapping[str, Any]) -> str:
-    return f"{_show(claim, claim['low'])} to {_show(claim, claim['high'])}, n = {claim['n']}"
+    return f"{_show(claim, claim['low'])} to {_show(claim, claim['high'])}, n\u00a0=\u00a0{claim['n']}"
 
 
 def _badge(verdict: str) -> str:
@@ -488,6 +493,7 @@ def scoreboard(entries: Sequence[Entry]) -> str:
     total = tally([claim for entry in entries for claim in entry.claims])
     head = ", ".join(f"**{n}** {verdict}" for verdict, n in total.items())
     parts = list(dict.fromkeys(entry.study.part for entry in entries))
+    claims = {(entry.study.name, claim["name"]) for entry in entries for claim in entry.claims}
     names = list(dict.fromkeys(entry.study.name for entry in entries))
     profiles = list(dict.fromkeys(entry.profile for entry in entries))
     choices = {"part": parts, "study": names, "profile": profiles, "verdict": VERDICTS, "state": ("fresh", "stale")}
@@ -503,7 +509,8 @@ def scoreboard(entries: Sequence[Entry]) -> str:
     rows = [_scoreboard_row(entry, claim) for entry in entries for claim in entry.claims]
     return "\n".join(
         [
-            f"{sum(total.values())} claims judged: {head}. To build on them: "
+            f"{len(claims)} claims, judged {sum(total.values())} times at {len(profiles)} profiles: {head}. "
+            "To build on them: "
             '<a href="claims.json" download>claims.json</a>, <a href="claims.csv" download>claims.csv</a>, '
             "{doc}`what they hold </claims>`.",
             "",
@@ -540,7 +547,8 @@ def _scoreboard_row(entry: Entry, claim: Mapping[str, Any]) -> str:
         f'<a href="{html.escape(paper["url"])}">{html.escape(_short_paper(paper))}</a></small></td>'
         f'<td data-label="paper">{html.escape(claim["paper"]) or "&ndash;"}</td>'
         f'<td data-label="ours">{_show(claim, claim["mean"])} {drawn(claim)}'
-        f"<small>{_range(claim)}; claimed {_side(claim)[0]} {_show(claim, _side(claim)[1])}</small></td>"
+        f"<small>{_range(claim)}; claimed {_side(claim)[0]} {_show(claim, _side(claim)[1])}; "
+        f"{distance(claim):+.1f} arms</small></td>"
         f"<td>{_badge(claim['verdict'])}</td>"
         f'<td><code>{entry.profile}</code> <small title="{html.escape(processor)}">{html.escape(device)}, '
         f"{_when(record)}, <span class='{state}'>{state}</span>"
@@ -589,13 +597,18 @@ def _best(entries: Sequence[Entry]) -> list[Entry]:
 def _claims_figure(entries: Sequence[Entry]) -> str:
     """Every claim as a dot: how far on its claimed side, in arms of its interval; the dots are links."""
     parts = list(dict.fromkeys(entry.study.part for entry in entries))
-    row, left, width = 62, 100, 720
+    row, left, width = 62, 130, 720
     height = row * len(parts) + 62
     middle = left + (width - left) / 2
 
     def x(value: float | int) -> float:  # linear within one arm, where the verdict is open; logarithmic beyond
         size = abs(value) if abs(value) <= 1 else 1 + math.log10(min(abs(value), 1000.0))
         return middle + math.copysign(size, value) * (width - left - 48) / 8
+
+    def place_of(far: float, column: int) -> float:  # columns of dots must not cross into another verdict's zone
+        if abs(far) <= 1:
+            return min(max(column, x(-1) + 5), x(1) - 5)
+        return max(column, x(1) + 5) if far > 0 else min(column, x(-1) - 5)
 
     dots, labels = [], []
     for i, part in enumerate(parts):
@@ -611,7 +624,7 @@ def _claims_figure(entries: Sequence[Entry]) -> str:
             place = f"studies/{part}/{entry.study.name}.html#claim-{claim['name']}"
             dots.append(
                 f'<a href="{place}" tabindex="-1" aria-hidden="true"><circle class="dot verdict-{claim["verdict"]}'
-                f'{" control" if claim["control"] else ""}" cx="{column * 9}" cy="{y:g}" r="4">'
+                f'{" control" if claim["control"] else ""}" cx="{place_of(far, column * 9):g}" cy="{y:g}" r="4">'
                 f"<title>{words}</title></circle></a>"
             )
     total = tally([claim for entry in entries for claim in entry.claims])
@@ -621,9 +634,9 @@ def _claims_figure(entries: Sequence[Entry]) -> str:
         f'<svg class="all-claims" viewBox="0 0 {width} {height}" role="group" '
         f'aria-label="Every claim as a dot, by part and by how far it holds: {words}. The scoreboard lists them.">'
         f'<rect class="open" x="{low:g}" y="20" width="{high - low:g}" height="{height - 60}"/>'
-        f'<text class="side" x="{(left + low) / 2:g}" y="13" text-anchor="middle">contradicted</text>'
-        f'<text class="side" x="{middle:g}" y="13" text-anchor="middle">undecided</text>'
-        f'<text class="side" x="{(high + width) / 2:g}" y="13" text-anchor="middle">reproduced</text>'
+        f'<text class="side" x="{(left + low) / 2:g}" y="15" text-anchor="middle">contradicted</text>'
+        f'<text class="side" x="{middle:g}" y="15" text-anchor="middle">inconclusive</text>'
+        f'<text class="side" x="{(high + width) / 2:g}" y="15" text-anchor="middle">reproduced</text>'
         f'<line class="threshold" x1="{middle:g}" x2="{middle:g}" y1="20" y2="{height - 40}"/>'
         f"{''.join(labels)}{''.join(dots)}"
         + "".join(
@@ -631,7 +644,7 @@ def _claims_figure(entries: Sequence[Entry]) -> str:
             for v in (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)
         )
         + f'<text class="tick" x="{middle:g}" y="{height - 6}" text-anchor="middle">'
-        "distance from the claim's threshold, in arms of the 95 % interval</text></svg>"
+        "distance from the threshold, in arms of the interval</text></svg>"
     )
 
 

@@ -7,6 +7,7 @@
   const profile = form.querySelector("#rerun-profile");
   const problem = form.querySelector("output.problem");
   const field = (parameter) => form.elements[parameter.name];
+  const edited = new Set(); // what the reader changed stays when the profile changes
 
   function quoted(text) {
     return /^[\w@%+=:,./-]+$/.test(text) ? text : "'" + text.replace(/'/g, "'\\''") + "'";
@@ -61,6 +62,7 @@
 
   function fill() {
     for (const parameter of about.parameters) {
+      if (edited.has(parameter.name)) continue;
       const value = about.profiles[profile.value][parameter.name];
       if (parameter.type === "bool") field(parameter).checked = value;
       else field(parameter).value = String(value);
@@ -93,7 +95,11 @@
     place.append(button);
   }
   profile.addEventListener("change", fill);
-  form.addEventListener("input", (event) => event.target !== profile && compose());
+  form.addEventListener("input", (event) => {
+    if (event.target === profile) return;
+    edited.add(event.target.name);
+    compose();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   fill();
 })();
