@@ -605,7 +605,7 @@ def _claims_figure(entries: Sequence[Entry]) -> str:
         size = abs(value) if abs(value) <= 1 else 1 + math.log10(min(abs(value), 1000.0))
         return middle + math.copysign(size, value) * (width - left - 48) / 8
 
-    def place_of(far: float, column: int) -> float:  # columns of dots must not cross into another verdict's zone
+    def place_of(far: float, column: int) -> float | int:  # columns of dots must not cross into another verdict's zone
         if abs(far) <= 1:
             return min(max(column, x(-1) + 5), x(1) - 5)
         return max(column, x(1) + 5) if far > 0 else min(column, x(-1) - 5)
