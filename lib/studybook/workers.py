@@ -258,7 +258,9 @@ class Team:
         `function` travels by value, once; each worker takes what it holds from the first that has it. `data` are
         fingerprints that the sets must have on every worker. `tick` is called about twice a second with what there
         is to say of the workers. A case whose worker dies goes to another one, three times at most; one that raises
-        does not. Raises Unfit for a worker that cannot measure this, and Lost when the scheduler is gone.
+        does not. Dask blames a death on every case that was sent to the worker, also on those that had not begun: if
+        several are given up, each is tried again when nothing else is under way. Raises Unfit for a worker that cannot
+        measure this, and Lost when the scheduler is gone.
         """
         label = f"{getattr(function, '__name__', 'case')}-{uuid.uuid4().hex[:8]}"
         terms = {
@@ -267,15 +269,34 @@ class Team:
         # a task rather than scattered data, which nothing brings back once the worker that holds it has died
         with _quiet():
             code = self.client.submit(bytes, _pickled(function), key=f"code-{label}", pure=False)
+        measure = functools.partial(self._measured, code=code, terms=terms, tick=tick)
+        killed = []
+        for outcome in measure(dict(enumerate(items))):
+            if outcome.failure and outcome.failure.startswith(KILLED):
+                killed.append(outcome)
+            else:
+                yield outcome
+        if len(killed) == 1:
+            yield killed[0]
+        else:
+            for i, *_ in killed:
+                yield from measure({i: items[i]}, again=True)
+
+    def _measured(
+        self, items: Mapping[int, Any], code: Any, terms: Mapping[str, Any], tick: Callable[[str], None],
+        again: bool = False,
+    ) -> Iterator[Outcome]:  # fmt: skip
+        """The outcomes of some cases by index, as they come; `again` when they have been given up once."""
+        label = terms["label"] + "-again" * again
         done: queue.SimpleQueue = queue.SimpleQueue()
         waiting: dict[Any, tuple[int, Any]] = {}
-        begun, looked, count = 0, time.monotonic(), self.size
+        keys, begun, looked, count = list(items), 0, time.monotonic(), self.size
         try:
             while begun < len(items) or waiting:
                 room = max(IN_FLIGHT, 4 * count)
                 if len(waiting) <= room // 2 and begun < len(items):
-                    some = range(begun, min(len(items), begun + room - len(waiting)))
-                    begun = some.stop
+                    some = keys[begun : begun + room - len(waiting)]
+                    begun += len(some)
                     futures = self.client.map(
                         _task, [items[i] for i in some], code=code, terms=terms, key=[(label, i) for i in some],
                         pure=False, resources=self.resources or None,
@@ -397,6 +418,7 @@ def most_workers(costs: Costs, seconds: float, wanted: float = 0.8) -> int:
 
 # ---------------------------------------------------------------- on the worker
 
+KILLED = "KilledWorker: "  # how the failure of a case begins whose workers died
 _LOADED: dict[str, Callable] = {}  # functions that came by value, by the label of their sweep
 
 
@@ -666,7 +688,7 @@ def _died(future: Any) -> str:
     error = future.exception()
     if type(error).__name__ == "KilledWorker":
         return (
-            f"KilledWorker: {error.last_worker.address} and the workers before it died while they measured this case; "
+            f"{KILLED}{error.last_worker.address} and the workers before it died while they measured this case; "
             "as a rule they ran out of memory"
         )
     return "".join(traceback.format_exception(error))
