@@ -1,0 +1,36 @@
+"""nbgrader's configuration for the book's course: run its commands in this folder, or in a copy of it."""
+
+c = get_config()  # noqa: F821, nbgrader provides it
+
+c.CourseDirectory.course_id = "studybook"
+c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "Thumbs.db", ".DS_Store"]
+
+c.ClearSolutions.begin_solution_delimeter = "### BEGIN SOLUTION"
+c.ClearSolutions.end_solution_delimeter = "### END SOLUTION"
+c.ClearSolutions.code_stub = {"python": "# your code here\nraise NotImplementedError"}
+c.ClearSolutions.text_stub = "*Your answer here.*"
+
+c.GenerateAssignment.post_convert_hook = "studybook.grading.common_case"
+
+c.Autograde.sanitize_preprocessors = [
+    "nbgrader.preprocessors.ClearOutput",
+    "nbgrader.preprocessors.DeduplicateIds",
+    "nbgrader.preprocessors.OverwriteKernelspec",
+    "studybook.grading.Whole",  # what was deleted comes back
+    "nbgrader.preprocessors.OverwriteCells",  # what was changed becomes what it was, hidden tests included
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.Autograde.autograde_preprocessors = [
+    "studybook.grading.Fenced",  # nbgrader's Execute, with limits and the student's own case
+    "nbgrader.preprocessors.IgnorePattern",
+    "nbconvert.preprocessors.ClearMetadataPreprocessor",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]
+c.GenerateFeedback.preprocessors = [
+    "nbgrader.preprocessors.GetGrades",
+    "studybook.grading.Discreet",  # no hidden tests in what students read
+    "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+]
