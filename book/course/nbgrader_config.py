@@ -1,6 +1,12 @@
 """nbgrader's configuration for the book's course: run its commands in this folder, or in a copy of it."""
 
+import os
+import sys
+
 c = get_config()  # noqa: F821, nbgrader provides it
+
+# nbgrader looks for the program alembic on the path, where an environment that was not activated does not have it
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 
 c.CourseDirectory.course_id = "studybook"
 c.CourseDirectory.ignore = [".ipynb_checkpoints", "*.pyc", "__pycache__", "Thumbs.db", ".DS_Store"]
@@ -29,6 +35,8 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
+# c.Fenced.cell_seconds, c.Fenced.submission_seconds and c.Fenced.memory_gib are 30, 180 and 4 unless set here
+
 c.GenerateFeedback.preprocessors = [
     "nbgrader.preprocessors.GetGrades",
     "studybook.grading.Discreet",  # no hidden tests in what students read

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studybook import pages, sweep
+from studybook import pages, slides, sweep
 from studybook.pages import Entry
 from studybook.provenance import moved_on
 from studybook.studies import (
@@ -67,13 +67,16 @@ def _made_here(study: Study) -> dict[str, Any]:
 # ---------------------------------------------------------------- HTML
 
 
-def build(pdf: bool = False, archive: bool = False) -> dict[str, Path]:
+def build(pdf: bool = False, archive: bool = False, answers: bool = True) -> dict[str, Path]:
     """Writes all pages and calls Jupyter Book with warnings as errors; gives what was made and where it is.
+
+    Without `answers` the pages hold the exercises alone.
 
     Raises Problem if a study was not run, its page holds an error or lacks a verdict, or Jupyter Book warns.
     """
     write_pages()
     _install_mathjax(root() / "book" / "_vendor" / "mathjax")
+    os.environ["STUDYBOOK_ANSWERS"] = "1" if answers else "0"  # for the Sphinx extension
     _jupyter_book("html")
     folder = root() / "book" / "_build"
     _drop_leftovers(folder / "html")
@@ -96,6 +99,7 @@ def write_pages() -> None:
         shown[study.name] = Entry(study, record, record["stale"])
     tables = _downloads(book / "_extra", found, shown)
     for name, entry in shown.items():
+        _slides(book, entry)
         own = [e for e in found if e.study.name == name]
         made = pages.page(notebook(page(entry.study)), entry, own, tables.get(name, {}), _failed_since(entry))
         write(page(entry.study), as_text(made))
@@ -129,8 +133,10 @@ def _downloads(extra: Path, found: Sequence[Entry], shown: Mapping[str, Entry]) 
     kept = set()
     for name, entry in shown.items():
         study = entry.study
-        for source in (study.source, study.source.with_suffix(".yml")):
-            kept |= _put(extra / "notebooks" / study.part / source.name, source.read_text(encoding="utf-8"))
+        offered = extra / "notebooks" / study.part
+        kept |= _put(offered / study.source.name, as_text(pages.without_answers(notebook(study.source))))
+        about = study.source.with_suffix(".yml")
+        kept |= _put(offered / about.name, about.read_text(encoding="utf-8"))
         here = {e.profile: results_folder(study, e.profile) for e in found if e.study.name == name}
         if (page(study).with_suffix("") / "rows.json").exists():
             here[entry.profile] = page(study).with_suffix("")
@@ -179,6 +185,13 @@ def _jupyter_book(builder: str) -> None:
         lines = [x for x in log.read_text().splitlines() if "WARNING" in x or "ERROR" in x or "Error" in x]
         place = log.relative_to(root())
         raise Problem(f"the book did not build: {'; '.join(lines[:5]) or 'see the log'} (log: {place})")
+
+
+def _slides(book: Path, shown: Entry) -> None:
+    named = f"{{doc}}`/studies/{shown.study.part}/{shown.study.name}`"
+    texts = [page.read_text(encoding="utf-8") for page in sorted((book / "course").glob("*.md"))]
+    module = next((text for text in texts if text.startswith("# Module") and named in text), "")
+    slides.slides(shown, notebook(page(shown.study)), module, book / "_extra" / "slides", book / "_slides")
 
 
 def _install_mathjax(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Assignments of the course: another case for every student, decided by the id alone, and the folders handed out."""
 
+import csv
 import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -35,9 +37,9 @@ def write_case(folder: Path, course: Path, assignment: str, student: str) -> Non
 def owner(folder: Path) -> str:
     """Whose case lies in a folder, as it says itself; "" if there is none or it cannot be read."""
     try:
-        with np.load(folder / CASE, allow_pickle=False) as found:
+        with (folder / CASE).open("rb") as file, np.load(file, allow_pickle=False) as found:
             return str(found["student"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return ""
 
 
@@ -54,6 +56,15 @@ def student_id(text: str) -> str:
             f"digit; got {text!r}"
         )
     return text
+
+
+def roster(file: Path) -> list[str]:
+    """The ids in a file: one a line, or the column `id` of a CSV file, as nbgrader's own list of students has it."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if lines and "id" in [name.strip() for name in lines[0].split(",")]:
+        return [row["id"].strip() for row in csv.DictReader(lines, skipinitialspace=True)]
+    return lines
 
 
 def hand_out(course: Path, assignment: str, students: Iterable[str], force: bool = False) -> list[Path]:

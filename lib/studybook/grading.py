@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbconvert.preprocessors import Preprocessor
 from nbformat import NotebookNode
 from nbgrader import utils
 from nbgrader.api import Gradebook
 from nbgrader.preprocessors import Execute, NbGraderPreprocessor
+from traitlets import Float, Integer
 
 from studybook import fence
 from studybook.course import EVERYONE, assignments, owner, write_case
 
-CELL_SECONDS = 30  # a cell may take
-SUBMISSION_SECONDS = 180  # all cells of one notebook may take
-MEMORY = 4 * 2**30  # bytes of address space that a submission may have
 _HIDDEN = re.compile(r"^[^\n]*### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS[^\n]*\n?", re.M | re.S)
 
 
@@ -53,13 +50,10 @@ class Whole(NbGraderPreprocessor):
             order = [name for name in _order(about) if name in cells]
             present = [_grade_id(cell) for cell in nb.cells]
             for place, name in enumerate(order):
-                if name in present:
+                if name in present or (name in answers and name not in points):
                     continue
                 self.log.warning("cell %s was missing from the submission and was put back", name)
-                later = [other for other in order[place + 1 :] if other in present]
-                at = present.index(later[0]) if later else len(present)
-                if name not in points and name not in answers and not set(order[:place]) & set(present):
-                    at = 0  # what comes first, like the set-up, comes before whatever the student kept
+                at = _place(order, place, present, name in points)
                 nb.cells.insert(at, _restored(cells[name], points.get(name), name in answers))
                 present.insert(at, name)
         return nb, resources
@@ -71,6 +65,10 @@ class Fenced(Execute):
     Before each test the notebook's set-up cell runs again, so that what a submission made of its names counts nothing.
     """
 
+    cell_seconds = Integer(30, help="Seconds that a cell may take.").tag(config=True)
+    submission_seconds = Integer(180, help="Seconds that all cells of a notebook may take.").tag(config=True)
+    memory_gib = Float(4.0, help="Address space that a submission may have, in GiB.").tag(config=True)
+
     def preprocess(self, nb: NotebookNode, resources: Any = None, km: Any = None) -> tuple[NotebookNode, Any]:
         about, folder = resources["nbgrader"], Path(resources["metadata"]["path"] or ".").resolve()
         course = Path.cwd()
@@ -78,13 +76,14 @@ class Fenced(Execute):
         common = owner(folder) == EVERYONE and not individual
         write_case(folder, course, about["assignment"], EVERYONE if common else about["student"])
         self._setup = next((cell.source for cell in nb.cells if _grade_id(cell) == "setup"), "")
-        self._end = time.monotonic() + SUBMISSION_SECONDS
-        self.timeout_func = lambda cell: int(max(1, min(CELL_SECONDS, self._end - time.monotonic())))
+        self._end = time.monotonic() + self.submission_seconds
+        self.timeout_func = lambda cell: int(max(1, min(self.cell_seconds, self._end - time.monotonic())))
         self.kernel_name = "python3"
         with tempfile.TemporaryDirectory(prefix="studybook-grading-") as scratch:
             self.extra_arguments = [f"--IPKernelApp.exec_files={fence.__file__}"]
+            terms = {"own": str(folder), "course": str(course), "memory": int(self.memory_gib * 2**30)}
             limits = {
-                "STUDYBOOK_FENCE": json.dumps({"own": str(folder), "course": str(course), "memory": MEMORY}),
+                "STUDYBOOK_FENCE": json.dumps(terms),
                 "TMPDIR": scratch, "IPYTHONDIR": scratch, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
             }  # fmt: skip
             with _environment(limits):
@@ -100,7 +99,7 @@ class Fenced(Execute):
             cell.source = test
 
 
-class Discreet(Preprocessor):
+class Discreet(NbGraderPreprocessor):
     """Takes hidden tests out of the feedback: their code, tracebacks, and what a submission printed of them."""
 
     def preprocess(self, nb: NotebookNode, resources: Mapping) -> tuple[NotebookNode, Mapping]:
@@ -122,6 +121,15 @@ def _order(about: Mapping[str, str]) -> list[str]:
     source = Path("source") / about["assignment"] / f"{about['notebook']}.ipynb"
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     return [one["metadata"]["nbgrader"]["grade_id"] for one in cells if "nbgrader" in one["metadata"]]
+
+
+def _place(order: list[str], place: int, present: list[str], graded: bool) -> int:
+    """Where a missing cell belongs: before what follows it; else tests at the end, others after what precedes."""
+    if later := [name for name in order[place + 1 :] if name in present]:
+        return present.index(later[0])
+    if graded:
+        return len(present)
+    return present.index(order[place - 1]) + 1 if place and order[place - 1] in present else 0
 
 
 def _grade_id(cell: Mapping) -> str:

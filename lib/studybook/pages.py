@@ -6,6 +6,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,11 @@ from studybook.studies import QUICK, Study, parameter_lines, parameters
 
 SCHEMA = 1  # of claims.json and claims.csv: book/claims.md says what they hold
 OURS = "studybook-"  # ids of the cells that `page` adds begin so
+_EXERCISE = re.compile(  # a question of a numbered list and, folded under it, its answer
+    r"^(?P<number>\d+)\. (?P<question>(?:(?!<details)(?!^\d+\. ).)+?)\n+"
+    r'<details class="answer"><summary>Answer</summary>\n+(?P<answer>.*?)\n+</details>[ ]*\n?',
+    re.M | re.S,
+)
 WORDS_A_MINUTE, FIGURES_A_MINUTE = 200, 4  # at which technical text and its figures are read
 
 
@@ -65,6 +71,7 @@ def page(
     loaded: set[str] = set()
     for i, cell in enumerate(cells):
         if cell["cell_type"] != "code":
+            cell["source"] = _exercises(study, "".join(cell["source"]))
             continue
         outputs = [dict(o) for o in cell.get("outputs", []) if "studybook-data" not in o.get("metadata", {})]
         for output in outputs:
@@ -82,6 +89,30 @@ def page(
         (_made(shown, entries, tables), "made", len(cells) + 2),
     ):
         cells.insert(at, {"cell_type": "markdown", "id": OURS + name, "metadata": {}, "source": text})
+    return {**notebook, "cells": cells}
+
+
+def _exercises(study: Study, text: str) -> str:
+    """Exercises as the book shows them; in the source they are a numbered list that JupyterLab shows well, too."""
+
+    def admonitions(found: re.Match) -> str:
+        label = f"{study.name}-exercise-{found['number']}"
+        question, answer = found["question"].strip(), found["answer"].strip()
+        return (
+            f":::{{exercise}}\n:label: {label}\n\n{question}\n:::\n\n"
+            f":::{{solution}} {label}\n:class: dropdown\n\n{answer}\n:::\n"
+        )
+
+    return _EXERCISE.sub(admonitions, text)
+
+
+def without_answers(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's source as students may have it: its exercises, but not their answers."""
+    cells = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        asked = _EXERCISE.sub(lambda found: f"{found['number']}. {found['question'].strip()}\n", text)
+        cells.append({**cell, "source": asked} if asked != text else cell)
     return {**notebook, "cells": cells}
 
 

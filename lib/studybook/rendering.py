@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ def setup(app: Any) -> dict[str, bool]:
 
     code = b"".join(Path(module).read_bytes() for module in (__file__, figures.__file__))
     app.add_config_value("studybook_code", hashlib.sha256(code).hexdigest(), "html")  # changed: every page is written
+    app.connect("config-inited", _without_answers)
     app.add_node(nodes.image, override=True, html=(_image, None))
     app.connect("doctree-resolved", _forget_live_code, priority=900)
     app.connect("html-page-context", _page_context, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _without_answers(app: Any, config: Any) -> None:
+    if os.environ.get("STUDYBOOK_ANSWERS") == "0":
+        config.hide_solutions = True
 
 
 def _image(translator: Any, node: Any) -> None:

@@ -6,6 +6,7 @@ studybook run calibration --profile standard     ... on real data
 studybook build                                  the book, from what was run
 studybook status                                 verdicts, age, machine; fresh or stale
 studybook check calibration                      does this machine find the committed numbers again?
+studybook assign calibration --student ann       an assignment of the course, with a case of the student's own
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import datetime
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -207,7 +209,7 @@ def _first_line(text: object) -> str:
 
 
 def _relative(path: Path) -> str:
-    return str(path.relative_to(root()))
+    return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
 
 
 @contextlib.contextmanager
@@ -573,11 +575,12 @@ def _state(file: Path) -> dict[str, Any]:
 @main.command("build")
 @click.option("--pdf", is_flag=True, help="Also print the whole book to one PDF; needs Chromium.")
 @click.option("--archive", is_flag=True, help="Also pack the pages into a ZIP file that opens from any folder.")
-def _build(pdf: bool, archive: bool) -> None:
+@click.option("--without-answers", is_flag=True, help="Leave out the answers to exercises: an edition for students.")
+def _build(pdf: bool, archive: bool, without_answers: bool) -> None:
     """Build the book's pages from the studies that were run."""
     from studybook import book
 
-    for name, file in book.build(pdf, archive).items():
+    for name, file in book.build(pdf, archive, not without_answers).items():
         click.echo(f"the {name} is at {_relative(file)}")
 
 
@@ -624,6 +627,72 @@ def _check(name: str) -> None:
             f"this is {now['machine']['processor']}):\n{listed}"
         )
     click.echo(f"{name}: {len(now['claims'])} claims agree with the committed record within {TOLERANCE:.1%}")
+
+
+class _Assignments(click.ParamType):
+    """An assignment's name, completed by the shell."""
+
+    name = "assignment"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        from studybook import course
+
+        found = course.assignments(ctx.params.get("folder") or root() / "book" / "course")
+        return [click.shell_completion.CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+
+@main.command("assign")
+@click.argument("names", nargs=-1, required=True, type=_Assignments(), metavar="ASSIGNMENT...")
+@click.option("--student", "students", multiple=True, metavar="ID", help="A student's or group's id; repeatable.")
+@click.option("--roster", type=_FILE, metavar="FILE", help="Ids one a line, or a CSV file with a column id.")
+@click.option(
+    "--course", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    help="The course's folder, with source/ and nbgrader_config.py; the book's own unless given.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Write folders again that were handed out.")
+def _assign(
+    names: Sequence[str], students: Sequence[str], roster: str | None, folder: Path | None, force: bool
+) -> None:
+    """Make an assignment: release/ASSIGNMENT, and handout/ID/ASSIGNMENT with another case for each student.
+
+    The id alone decides the case, so nbgrader grades each submission by what that student was given. Folders that are
+    there stay; an interrupted run goes on.
+    """
+    from tqdm import tqdm
+
+    from studybook import course
+
+    folder = folder or root() / "book" / "course"
+    ids = list(dict.fromkeys([*students, *(course.roster(Path(roster)) if roster else [])]))
+    for one in ids:
+        course.student_id(one)
+    if unknown := sorted(set(names) - set(course.assignments(folder))):
+        allowed = ", ".join(course.assignments(folder)) or "none"
+        raise Problem(f"{_relative(folder)} has no assignment {unknown[0]!r}; it has: {allowed}")
+    with _ended_kindly():
+        for name in names:
+            _release(folder, name)
+            made = course.hand_out(folder, name, tqdm(ids, name, delay=2, leave=False), force)
+            click.echo(f"{name}: {_relative(folder / 'release' / name)}, the same for everyone")
+            if ids:
+                kept = f" ({len(ids) - len(made)} were there)" * (len(made) < len(ids))
+                click.echo(f"{name}: {len(made)} of {len(ids)} folders {_relative(folder / 'handout')}/ID/{name}{kept}")
+
+
+def _release(folder: Path, name: str) -> None:
+    """Lets nbgrader make `release/<name>`, unless it is newer than what it is made of."""
+    made = folder / "release" / name
+    parts = [*(folder / "source" / name).rglob("*"), folder / "cases" / f"{name}.py", folder / "nbgrader_config.py"]
+    newest = max(part.stat().st_mtime for part in parts if part.exists())
+    if (made / "case.npz").exists() and min(f.stat().st_mtime for f in made.iterdir()) >= newest:
+        return
+    command = [sys.executable, "-m", "nbgrader", "generate_assignment", name, "--force"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode or not (made / "case.npz").exists():
+        said = [line.strip() for line in done.stderr.splitlines() if re.match(r" *\w*(Error|Exception)\b.*: ", line)]
+        if "No module named nbgrader" in done.stderr:
+            said = ['the course needs nbgrader: pip install -e ".[course]"']
+        raise Problem(f"nbgrader could not make {name}: {said[-1] if said else done.stderr.strip()[-300:]}")
 
 
 if __name__ == "__main__":
