@@ -26,7 +26,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("users_book")]
 
 def pages():
     return [
-        file for file in sorted(HTML.rglob("*.html")) if file.name not in ("index.html", "search.html", "genindex.html")
+        file
+        for file in sorted(HTML.rglob("*.html"))
+        if file.relative_to(HTML).as_posix() not in ("index.html", "search.html", "genindex.html")
+        and "slides" not in file.parts
     ]
 
 
@@ -107,11 +110,15 @@ def test_a_study_weighs_less_than_a_photo(study):
     assert sum(file.stat().st_size for file in [page, *loaded, *scripts]) < 1_500_000
 
 
-def test_notebooks_are_published_as_they_are_in_the_repository():
+def test_notebooks_are_published_as_they_are_in_the_repository_but_without_answers():
     published = sorted(HTML.rglob("*.ipynb"))
     assert [str(file.relative_to(HTML / "notebooks"))[:-6] for file in published] == STUDIES
     for file in published:
-        assert file.read_text() == (ROOT / file.relative_to(HTML)).read_text()
+        offered, source = (json.loads((base / file.relative_to(HTML)).read_text()) for base in (HTML, ROOT))
+        *cells, exercises = offered["cells"]
+        assert cells == source["cells"][:-1]
+        assert "## Exercises" in "".join(exercises["source"])
+        assert "Answer" not in "".join(exercises["source"])
 
 
 def test_no_figure_of_an_earlier_build_is_left():
@@ -165,7 +172,9 @@ def open_page(page, name, query=""):
 
 
 def test_every_page_loads_without_a_complaint_or_a_request_off_the_machine(page):
-    for file in [*pages(), HTML / "search.html", HTML / "genindex.html"]:  # index.html only leads on
+    slides = sorted((HTML / "slides").glob("*.html"))
+    assert [file.stem for file in slides] == sorted(study.partition("/")[2] for study in STUDIES)
+    for file in [*pages(), *slides, HTML / "search.html", HTML / "genindex.html"]:  # index.html only leads on
         page.goto(file.as_uri())
         page.wait_for_load_state("load")
         page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
@@ -193,10 +202,38 @@ def test_a_study_page_shows_verdicts_of_all_profiles_provenance_and_answers(page
     page.get_by_text("How this page was made").click()
     assert page.locator("table.provenance").is_visible()
     assert record["inputs"]["notebook"] in page.locator("table.provenance").inner_text()
-    answer = page.locator("details.answer").first
-    assert not answer.locator("p").last.is_visible()
-    answer.locator("summary").click()
-    assert answer.locator("p").last.is_visible()
+    assert page.locator(".exercise.admonition").count() >= 3
+    answer = page.locator(".solution.dropdown").first
+    assert not answer.locator(".section p").last.is_visible()
+    answer.locator("button.toggle-button").click()
+    assert answer.locator(".section p").last.is_visible()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_slides_show_claims_figures_and_verdicts_and_move_with_the_keys(page, study):
+    name = study.partition("/")[2]
+    open_page(page, f"slides/{name}")
+    page.wait_for_function("window.Reveal && Reveal.isReady()")
+    claims = shown(study)["claims"]
+    texts, sizes = [], []
+    for _ in range(page.evaluate("Reveal.getTotalSlides()")):
+        texts.append(page.evaluate("Reveal.getCurrentSlide().innerText"))
+        sizes.append(page.evaluate("Reveal.getCurrentSlide().scrollHeight"))
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate("Reveal.isLastSlide()")
+    assert max(sizes) <= 750, [text for text, size in zip(texts, sizes, strict=True) if size > 750]
+    first = next(i for i, text in enumerate(texts) if text.startswith("What held"))
+    for claim in claims:
+        assert any(claim["name"] in text for text in texts[:first])
+        assert any(claim["name"] in text and claim["verdict"] in text for text in texts[first:])
+    assert not any("reproduced" in text or "contradicted" in text for text in texts[:first])
+    pictures = "[...document.images].map(i => [i.naturalWidth, i.alt.length])"
+    page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
+    drawn = page.evaluate(pictures)
+    assert len(drawn) >= 3
+    assert all(width > 0 and alt > 40 for width, alt in drawn)
+    assert sum(text.startswith("Discussion") for text in texts) >= 4
+    assert page.wrong == []
 
 
 @pytest.mark.parametrize("study", STUDIES)

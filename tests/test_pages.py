@@ -9,6 +9,27 @@ import pytest
 
 from studybook import pages, studies
 
+EXERCISES = """## Exercises
+
+1. *Why is 2 + 2 = 4?*
+
+<details class="answer"><summary>Answer</summary>
+
+Count. It takes
+
+two lines.
+
+</details>
+
+2. *Rerun with* `-p X 1`. *What
+changes?*
+
+<details class="answer"><summary>Answer</summary>
+
+Nothing.
+
+</details>
+"""
 CLAIM = {
     "name": "c", "text": "it is <b>so</b>", "above": 0.5, "below": None, "paper": "0.75", "control": False,
     "unit": ".2f", "mean": 0.7, "low": 0.6, "high": 0.8, "n": 4, "verdict": "reproduced",
@@ -222,3 +243,28 @@ def test_the_index_lists_methods_data_and_papers(study):
     assert "- **mint**: {doc}`Coins" in text
     assert "A, B, C (2020), [On Coins](https://x), X" in text
     assert "(not run)" in text
+
+
+def test_exercises_become_the_books_own_with_folded_answers(study):
+    cell = {"cell_type": "markdown", "id": "z", "metadata": {}, "source": EXERCISES}
+    shown = entry(study)
+    made = pages.page({"cells": [*executed()["cells"], cell], "metadata": {}}, shown, [shown], {})
+    (text,) = [c["source"] for c in made["cells"] if c.get("id") == "z"]
+    assert re.findall(r"^:::\{(?:exercise|solution)\}.*", text, re.MULTILINE) == [
+        ":::{exercise}", ":::{solution} coins-exercise-1", ":::{exercise}", ":::{solution} coins-exercise-2"
+    ]  # fmt: skip
+    assert text.count(":::\n") == text.count(":::{") == 4
+    assert "<details" not in text
+    assert "Count. It takes\n\ntwo lines.\n:::" in text
+    assert "*What\nchanges?*\n:::" in text
+    assert pages.page(made, shown, [shown], {}) == made
+
+
+def test_without_answers_every_question_stays_and_no_answer(study):
+    other = {"cell_type": "code", "id": "y", "metadata": {}, "source": "x = 1", "outputs": []}
+    cell = {"cell_type": "markdown", "id": "z", "metadata": {}, "source": EXERCISES}
+    left, asked = pages.without_answers({"cells": [other, cell], "metadata": {}})["cells"]
+    assert left == other
+    assert asked["source"].split("\n\n") == [
+        "## Exercises", "1. *Why is 2 + 2 = 4?*", "2. *Rerun with* `-p X 1`. *What\nchanges?*\n"
+    ]  # fmt: skip

@@ -209,7 +209,7 @@ def _first_line(text: object) -> str:
 
 
 def _relative(path: Path) -> str:
-    return str(path.relative_to(root()) if path.is_relative_to(root()) else path)
+    return str(path.relative_to(root()))
 
 
 @contextlib.contextmanager
@@ -668,15 +668,21 @@ def _assign(
         course.student_id(one)
     if unknown := sorted(set(names) - set(course.assignments(folder))):
         allowed = ", ".join(course.assignments(folder)) or "none"
-        raise Problem(f"{_relative(folder)} has no assignment {unknown[0]!r}; it has: {allowed}")
+        raise Problem(f"{folder.resolve().name} has no assignment {unknown[0]!r}; it has: {allowed}")
     with _ended_kindly():
         for name in names:
             _release(folder, name)
             made = course.hand_out(folder, name, tqdm(ids, name, delay=2, leave=False), force)
-            click.echo(f"{name}: {_relative(folder / 'release' / name)}, the same for everyone")
+            click.echo(f"{name}: {_below_here(folder / 'release' / name)}, the same for everyone")
             if ids:
                 kept = f" ({len(ids) - len(made)} were there)" * (len(made) < len(ids))
-                click.echo(f"{name}: {len(made)} of {len(ids)} folders {_relative(folder / 'handout')}/ID/{name}{kept}")
+                places = f"{_below_here(folder / 'handout')}/ID/{name}"
+                click.echo(f"{name}: {len(made)} of {len(ids)} folders {places}{kept}")
+
+
+def _below_here(path: Path) -> str:
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _release(folder: Path, name: str) -> None:
