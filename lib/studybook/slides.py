@@ -12,7 +12,7 @@ from studybook import figures
 from studybook.pages import Entry
 from studybook.studies import Problem, write
 
-CLAIMS_A_SLIDE = 5
+CLAIMS_A_SLIDE = 4
 
 
 def slides(shown: Entry, executed: Mapping[str, Any], module: str, folder: Path, template: Path) -> Path:
