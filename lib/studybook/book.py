@@ -179,6 +179,9 @@ def _jupyter_book(builder: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "--path-output", "book"]
     command += ["--config", "_config.yml", "--builder", builder, "-W", "--keep-going"]
+    read = root() / "book" / "_build" / ".doctrees" / "environment.pickle"
+    if read.exists() and (root() / "book" / "_toc.yml").stat().st_mtime > read.stat().st_mtime:
+        command.append("--all")  # each page's sidebar and links, not only those of pages that changed
     with log.open("w") as out:
         done = subprocess.run(command, cwd=root(), stdout=out, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
