@@ -79,11 +79,21 @@ def slug(text):
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def mistaken(name, mistake):
+def rounds(name):
+    """The mistakes, at most one of each cell at a time: tasks are independent, so each costs what it costs alone."""
+    found = []
+    for mistake in mistakes(name):
+        free = [some for some in found if mistake["cell"] not in {other["cell"] for other in some}]
+        free[0].append(mistake) if free else found.append([mistake])
+    return found
+
+
+def mistaken(name, some):
     notebook = source(name)
-    cell = cell_of(notebook, mistake["cell"])
-    assert cell.source.count(mistake["old"]) == 1, mistake["name"]
-    cell.source = cell.source.replace(mistake["old"], mistake["new"])
+    for mistake in some:
+        cell = cell_of(notebook, mistake["cell"])
+        assert cell.source.count(mistake["old"]) == 1, mistake["name"]
+        cell.source = cell.source.replace(mistake["old"], mistake["new"])
     return notebook
 
 
@@ -197,14 +207,14 @@ def test_there_are_at_least_twelve_wrong_solutions_and_every_test_has_one():
 
 
 def grade(folder, name):
-    """A course in which the model solution, the empty release and every mistake were handed in and graded."""
+    """A course in which the model solution, the empty release and all mistakes were handed in and graded."""
     copied(folder)
     nbgrader(folder, "generate_assignment", name)
     released = nbformat.read(folder / "release" / name / f"{name}.ipynb", 4)
     submit(folder, "model", name, source(name))
     submit(folder, "empty", name, released)
-    for mistake in mistakes(name):
-        submit(folder, slug(mistake["name"]), name, mistaken(name, mistake))
+    for i, some in enumerate(rounds(name)):
+        submit(folder, f"round-{i}", name, mistaken(name, some))
     nbgrader(folder, "autograde", name)
     nbgrader(folder, "generate_feedback", name)
     return folder
@@ -236,12 +246,13 @@ def test_the_empty_release_gets_nothing_and_is_told_why_at_each_task(name, grade
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "mistake"), [(n, m) for n in NAMES for m in mistakes(n)], ids=lambda v: slug(str(v)[:60])
-)
-def test_a_wrong_solution_loses_the_points_of_what_it_breaks_and_no_others(name, mistake, graded):
-    expected = {test: points - mistake["lost"].get(test, 0) for test, points in full(name).items()}
-    assert scores(graded[name], name, slug(mistake["name"])) == expected
+@pytest.mark.parametrize(("name", "i"), [(name, i) for name in NAMES for i in range(len(rounds(name)))])
+def test_wrong_solutions_lose_the_points_of_what_they_break_and_no_others(name, i, graded):
+    expected = full(name)
+    for mistake in rounds(name)[i]:
+        for test, points in mistake["lost"].items():
+            expected[test] -= points
+    assert scores(graded[name], name, f"round-{i}") == expected, [mistake["name"] for mistake in rounds(name)[i]]
 
 
 @pytest.mark.slow
@@ -302,13 +313,6 @@ HOSTILE = {
     "stubborn": "import time\nwhile True:\n    try:\n        time.sleep(1)\n    except BaseException:\n        pass",
     "hungry": "import numpy as np\nhoard = [np.ones(2**27) for _ in range(100)]",
     "chatty": "while True:\n    print('x' * 10_000)",
-    "writes": "open({outside!r}, 'w').write('I was here')",
-    "deletes": "import os, pathlib\npathlib.Path({outside!r}).unlink()",
-    "starts": "import subprocess\nsubprocess.run(['touch', {outside!r}])",
-    "calls": "import socket\nsocket.create_connection(('127.0.0.1', 9), timeout=1)",
-    "reads": "print(open('../../../source/calibration/calibration.ipynb').read())",
-    "reads-itself": "print(open('calibration.ipynb').read())",
-    "reads-grades": "print(open('../../../gradebook.db', 'rb').read())",
     "rewrites": "import numpy as np\ngraded = lambda tests, points: points\nnp = None\nece = 1",
     "spies": (
         "import threading, time\n"
@@ -316,6 +320,22 @@ HOSTILE = {
         "threading.Thread(target=spy, daemon=True).start()"
     ),
     "quits": "import os\nos._exit(0)",
+}
+ACTS = {
+    "open(outside, 'w').write('I was here')": "a submission may only write in its own folder",
+    "os.unlink(outside)": "a submission may only write in its own folder",
+    "os.rename(outside, 'mine.txt')": "a submission may only write in its own folder",
+    "os.mkdir(outside + '.d')": "a submission may only write in its own folder",
+    "subprocess.run(['touch', outside])": "a submission may not do this while it is graded: subprocess.Popen",
+    "os.system('touch ' + outside)": "a submission may not do this while it is graded: os.system",
+    "os.fork()": "a submission may not do this while it is graded: os.fork",
+    "os.kill(os.getppid(), 9)": "a submission may not do this while it is graded: os.kill",
+    "socket.create_connection(('127.0.0.1', 9), timeout=1)": "a submission may not do this while it is graded: socket.",
+    "open('../../../source/calibration/calibration.ipynb')": "a submission may only read its own files of the course",
+    "open('../../../gradebook.db', 'rb')": "a submission may only read its own files of the course",
+    "open('../../a-model/calibration/calibration.ipynb')": "a submission may only read its own files of the course",
+    "open('calibration.ipynb')": "a submission may not open a notebook while it is graded",
+    "resource.setrlimit(resource.RLIMIT_AS, (-1, -1))": "a submission may not do this while it is graded: resource.",
 }
 
 
@@ -331,7 +351,11 @@ def besieged(tmp_path_factory):
     submit(folder, "a-model", "calibration", source("calibration"))
     submit(folder, "z-model", "calibration", source("calibration"))
     for name, code in HOSTILE.items():
-        submit(folder, name, "calibration", with_code("ece", code.replace("{outside!r}", repr(str(outside)))))
+        submit(folder, name, "calibration", with_code("ece", code))
+    acts = [f"try:\n    {act}\nexcept OSError as error:\n    print(error)" for act in ACTS]
+    prelude = f"import os, resource, socket, subprocess\noutside = {str(outside)!r}\n"
+    kept = "open('notes.txt', 'w').write('in its own folder')\nprint('went on')"
+    submit(folder, "mischief", "calibration", with_code("ece", prelude + "\n".join([*acts, kept])))
     changed = source("calibration")
     for cell in changed.cells:
         if cell.metadata.nbgrader.grade and cell.cell_type == "code":
@@ -387,7 +411,7 @@ def test_a_file_that_is_no_notebook_is_refused_with_a_reason(student, besieged):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("student", sorted(set(HOSTILE) - {"stubborn", "quits"}))
+@pytest.mark.parametrize("student", sorted({"mischief", *HOSTILE} - {"stubborn", "quits"}))
 def test_hostile_code_costs_its_own_task_and_nothing_else(student, besieged):
     expected = {**full("calibration"), "test-ece": 0}
     assert scores(besieged[0], "calibration", student) == expected
@@ -414,13 +438,15 @@ def test_nothing_outside_is_touched_and_nothing_of_the_graders_is_told(besieged)
     assert outside.read_text() == "untouched"
     hidden = regions("calibration", "HIDDEN TESTS") - regions("calibration", "SOLUTION")
     pages = list((folder / "feedback").rglob("*.html"))
-    assert len(pages) > 15
+    assert len(pages) > 10
     for page in pages:
         plain = re.sub(r"<[^>]+>", "", page.read_text())
         assert not [line for line in hidden if line in plain], page
-    seen = {c: (folder / "feedback" / c / "calibration" / "calibration.html").read_text() for c in ("writes", "reads")}
-    assert "a submission may only write in its own folder" in seen["writes"]
-    assert "a submission may only read its own files of the course" in seen["reads"]
+    seen = nbformat.read(folder / "autograded" / "mischief" / "calibration" / "calibration.ipynb", 4)
+    said = "".join(output.get("text", "") for output in cell_of(seen, "ece").outputs).splitlines()
+    assert len(said) == len(ACTS) + 1
+    assert [line for line, why in zip(said, ACTS.values(), strict=False) if not line.startswith(why)] == []
+    assert said[-1] == "went on"
 
 
 @pytest.mark.slow
