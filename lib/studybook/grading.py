@@ -104,7 +104,7 @@ class Discreet(NbGraderPreprocessor):
 
     def preprocess(self, nb: NotebookNode, resources: Mapping) -> tuple[NotebookNode, Mapping]:
         parts = [part for cell in nb.cells for part in _HIDDEN.findall(cell.source)]
-        hidden = {line.strip() for part in parts for line in part.split("\n") if len(line.strip()) > 12}
+        hidden = {line.strip() for part in parts for line in part.split("\n") if len(line.strip()) > 30}
         for cell in nb.cells:
             tested = cell.cell_type == "code" and bool(_HIDDEN.search(cell.source))
             cell.source = _HIDDEN.sub("", cell.source)
