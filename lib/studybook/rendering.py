@@ -18,6 +18,7 @@ def setup(app: Any) -> dict[str, bool]:
     code = b"".join(Path(module).read_bytes() for module in (__file__, figures.__file__))
     app.add_config_value("studybook_code", hashlib.sha256(code).hexdigest(), "html")  # changed: every page is written
     app.connect("config-inited", _without_answers)
+    app.connect("builder-inited", _one_page_as_many)
     app.add_node(nodes.image, override=True, html=(_image, None))
     app.connect("doctree-resolved", _forget_live_code, priority=900)
     app.connect("html-page-context", _page_context, priority=900)
@@ -27,6 +28,12 @@ def setup(app: Any) -> dict[str, bool]:
 def _without_answers(app: Any, config: Any) -> None:
     if os.environ.get("STUDYBOOK_ANSWERS") == "0":
         config.hide_solutions = True
+
+
+def _one_page_as_many(app: Any) -> None:
+    """The book on one page is written as on many: where one extension names that builder, Sphinx forgets the others."""
+    known = app.registry.translation_handlers
+    known["singlehtml"] = {**known.get("html", {}), **known.get("singlehtml", {})}
 
 
 def _image(translator: Any, node: Any) -> None:
