@@ -55,7 +55,7 @@ def made(tmp_path):
          "outputs": [{"output_type": "display_data", "metadata": {}, "data": {"image/svg+xml": figure}}]},
     ]  # fmt: skip
     shown = pages.Entry(study, record, ())
-    file = slides.slides(shown, {"cells": cells}, MODULE, tmp_path, ROOT / "book" / "_slides")
+    file = slides.slides(shown, {"cells": cells}, MODULE, tmp_path)
     return record, file, file.read_text()
 
 

@@ -194,7 +194,7 @@ def _slides(book: Path, shown: Entry) -> None:
     named = f"{{doc}}`/studies/{shown.study.part}/{shown.study.name}`"
     texts = [page.read_text(encoding="utf-8") for page in sorted((book / "course").glob("*.md"))]
     module = next((text for text in texts if text.startswith("# Module") and named in text), "")
-    slides.slides(shown, notebook(page(shown.study)), module, book / "_extra" / "slides", book / "_slides")
+    slides.slides(shown, notebook(page(shown.study)), module, book / "_extra" / "slides")
 
 
 def _install_mathjax(folder: Path) -> None:

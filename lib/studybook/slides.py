@@ -13,9 +13,10 @@ from studybook.pages import Entry
 from studybook.studies import Problem, write
 
 CLAIMS_A_SLIDE = 4
+TEMPLATES = Path(__file__).parent / "templates"  # nbconvert's
 
 
-def slides(shown: Entry, executed: Mapping[str, Any], module: str, folder: Path, template: Path) -> Path:
+def slides(shown: Entry, executed: Mapping[str, Any], module: str, folder: Path) -> Path:
     """Writes `<study>.html` and its figures into `folder`; `module` is the text of the course's page on it, or "".
 
     `folder` gets reveal.js too; formulas want MathJax at `../mathjax`.
@@ -30,7 +31,7 @@ def slides(shown: Entry, executed: Mapping[str, Any], module: str, folder: Path,
     cells = [_slide(nbformat, text, kind) for text, kind in _story(shown, executed, module, folder)]
     exporter = SlidesExporter(
         template_name="studybook",
-        extra_template_basedirs=[str(template)],
+        extra_template_basedirs=[str(TEMPLATES)],
         reveal_url_prefix="reveal",
         reveal_theme="white",
     )
@@ -63,7 +64,7 @@ def _story(shown: Entry, executed: Mapping[str, Any], module: str, folder: Path)
     paper = about["paper"]
     yield (
         f"# {about['title']}\n\n{paper['authors']}: *{paper['title']}*, {paper['venue']} {paper['year']}\n\n"
-        f"<small>{html.escape(about[shown.profile]['says'])} (profile {shown.profile})</small>",
+        f"<small>{html.escape(shown.study.profile(shown.profile).get('says', ''))} (profile {shown.profile})</small>",
         "slide",
     )
     if demo := section(module, "Live demo"):
