@@ -37,6 +37,7 @@ c.Autograde.autograde_preprocessors = [
 ]
 # c.Fenced.cell_seconds, c.Fenced.submission_seconds and c.Fenced.memory_gib are 30, 180 and 4 unless set here
 
+c.GenerateFeedback.force = True  # else pages stay as they were when points change
 c.GenerateFeedback.preprocessors = [
     "nbgrader.preprocessors.GetGrades",
     "studybook.grading.Discreet",  # no hidden tests in what students read

@@ -62,8 +62,14 @@ def roster(file: Path) -> list[str]:
     """The ids in a file: one a line, or the column `id` of a CSV file, as nbgrader's own list of students has it."""
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    if lines and "id" in [name.strip() for name in lines[0].split(",")]:
-        return [row["id"].strip() for row in csv.DictReader(lines, skipinitialspace=True)]
+    delimiter = next((mark for mark in ",;\t" if lines and mark in lines[0]), None)
+    if delimiter or lines[:1] == ["id"]:
+        table = csv.DictReader(lines, delimiter=delimiter or ",", skipinitialspace=True)
+        columns = [name.strip() for name in table.fieldnames]
+        if "id" not in columns:
+            raise Problem(f"{file.name}: one column must be called id, but its first line is {lines[0]!r}")
+        place = table.fieldnames[columns.index("id")]
+        return [row[place].strip() for row in table]
     return lines
 
 

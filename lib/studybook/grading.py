@@ -74,6 +74,11 @@ class Fenced(Execute):
         course = Path.cwd()
         individual = (course / "handout" / about["student"] / about["assignment"]).exists()
         common = owner(folder) == EVERYONE and not individual
+        if not (common or individual):
+            self.log.warning(
+                "nothing was handed out to %s (handout/%s/%s is missing); graded on the case that this id would have",
+                about["student"], about["student"], about["assignment"],
+            )  # fmt: skip
         write_case(folder, course, about["assignment"], EVERYONE if common else about["student"])
         self._setup = next((cell.source for cell in nb.cells if _grade_id(cell) == "setup"), "")
         self._end = time.monotonic() + self.submission_seconds
@@ -100,9 +105,16 @@ class Fenced(Execute):
 
 
 class Discreet(NbGraderPreprocessor):
-    """Takes hidden tests out of the feedback: their code, tracebacks, and what a submission printed of them."""
+    """Takes hidden tests out of the feedback: their code, tracebacks, and what a submission printed of them.
+
+    Where an answer waits for a reader it says so, since nbgrader shows 0 points there.
+    """
 
     def preprocess(self, nb: NotebookNode, resources: Mapping) -> tuple[NotebookNode, Mapping]:
+        unread = _unread(resources["nbgrader"])
+        for cell in nb.cells:
+            if _grade_id(cell) in unread:
+                cell.metadata.nbgrader["comment"] = "Not read yet: the points of this answer are still to come."
         parts = [part for cell in nb.cells for part in _HIDDEN.findall(cell.source)]
         hidden = {line.strip() for part in parts for line in part.split("\n") if len(line.strip()) > 30}
         for cell in nb.cells:
@@ -114,6 +126,13 @@ class Discreet(NbGraderPreprocessor):
                 if any(line in json.dumps(output, ensure_ascii=False) for line in map(_as_json, hidden)):
                     cell.outputs[place] = _said("(output withheld: it quotes the tests)\n")
         return nb, resources
+
+
+def _unread(about: Mapping[str, str]) -> set[str]:
+    """The ids of a submission's cells whose points a person has yet to give."""
+    with Gradebook(about["db_url"]) as gradebook:
+        found = gradebook.find_submission_notebook(about["notebook"], about["assignment"], about["student"])
+        return {grade.name for grade in found.grades if grade.needs_manual_grade}
 
 
 def _order(about: Mapping[str, str]) -> list[str]:
