@@ -173,6 +173,12 @@ def open_page(page, name, query=""):
     page.wait_for_load_state("load")
 
 
+def follow(page, link):
+    """Click, and wait until the page that it leads to has loaded: a click alone returns before."""
+    with page.expect_navigation(wait_until="load"):
+        link.click()
+
+
 def test_every_page_loads_without_a_complaint_or_a_request_off_the_machine(page):
     slides = sorted((HTML / "slides").glob("*.html"))
     assert [file.stem for file in slides] == sorted(study.partition("/")[2] for study in STUDIES)
@@ -327,13 +333,12 @@ def test_the_front_page_has_a_dot_for_each_claim_and_three_ways_in(page):
     biggest = {record["study"]: record for record in all_records()}
     dots = page.locator("svg.all-claims circle")
     assert dots.count() == sum(len(record["claims"]) for record in biggest.values())
-    dots.first.click()
+    follow(page, dots.first)
     assert "#claim-" in page.url
-    page.go_back()
     for name, place in (("Read", "calibration.html"), ("Rerun", "rerun.html"), ("Teach", "teach.html")):
-        page.locator(".sd-card", has_text=name).first.click()
+        open_page(page, "intro")
+        follow(page, page.locator(".sd-card", has_text=name).first)
         assert place in page.url
-        page.go_back()
 
 
 def test_search_finds_a_word_offline(page):
@@ -349,7 +354,7 @@ def test_the_index_leads_from_method_data_and_paper_to_the_study(page):
     for study in STUDIES:
         one = studies.find(study.partition("/")[2])
         assert text.count(one.about["title"]) >= 1 + len(one.about["methods"]) + max(1, len(one.about["data"]))
-    page.get_by_role("listitem").filter(has_text="temperature scaling").get_by_role("link").click()
+    follow(page, page.get_by_role("listitem").filter(has_text="temperature scaling").get_by_role("link"))
     assert page.url.endswith("calibration/calibration.html")
 
 
@@ -538,7 +543,7 @@ def test_the_archive_opens_from_any_folder(formats, page, tmp_path):
         archive.extractall(tmp_path / "a folder")
     page.goto((tmp_path / "a folder" / "studybook" / "index.html").as_uri())
     page.wait_for_url("**/intro.html")
-    page.locator(".sd-card", has_text="Read").first.click()
+    follow(page, page.locator(".sd-card", has_text="Read").first)
     page.wait_for_selector("mjx-container mjx-math")
     assert page.locator(".explorer output").first.inner_text()
     assert page.wrong == []
