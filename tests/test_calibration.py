@@ -1,4 +1,5 @@
 import math
+from inspect import unwrap  # what a user calls: without the shape checks of the tests
 
 import numpy as np
 import pytest
@@ -147,6 +148,64 @@ def test_measures_refuse_logits_and_no_bins(overconfident):
 # ---------------------------------------------------------------- repairs
 
 
+def assert_scores_are_those_of_their_own_functions(probs, labels, bins):
+    found = calibration.scores(probs, labels, bins)
+    expected = calibration.reliability(probs, labels, bins)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found.bins, expected, **close)
+    torch.testing.assert_close(found.accuracy, metrics.accuracy(probs, labels), **close)
+    torch.testing.assert_close(found.nll, metrics.nll(probs.log(), labels), **close)
+    torch.testing.assert_close(found.brier, metrics.brier(probs, labels), **close)
+    torch.testing.assert_close(found.classwise_ece, calibration.classwise_ece(probs, labels, bins), **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_scores_in_one_pass_are_those_of_their_own_functions(bins, dtype, monkeypatch):
+    logits, labels = synthetic.calibrated(2_000, 5, seed=3)
+    probs = (torch.tensor([0.5, 1.0, 4.0], dtype=dtype)[:, None, None] * logits.to(dtype)).softmax(-1)
+    assert_scores_are_those_of_their_own_functions(probs, labels, bins)
+    assert_scores_are_those_of_their_own_functions(probs[0], labels, bins)
+    monkeypatch.setattr(calibration, "_BLOCK", 999)  # blocks of 199 rows, and a shorter one
+    assert_scores_are_those_of_their_own_functions(probs, labels, bins)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bins", range(2, 31))
+def test_scores_put_probabilities_on_and_beside_every_edge_into_the_bins_of_reliability(bins, dtype):
+    edges = torch.linspace(0, 1, bins + 1, dtype=dtype)
+    near = torch.stack([edges, torch.nextafter(edges, edges - 1), torch.nextafter(edges, edges + 1)])
+    votes = torch.arange(bins + 1, dtype=dtype) / bins  # not always the same number as linspace gives
+    first = torch.cat([near.flatten(), votes]).clamp(0, 1)
+    probs = torch.stack([first, 1 - first], -1)
+    labels = torch.arange(len(first)) % 2
+    found, expected = calibration.scores(probs, labels, bins), calibration.reliability(probs, labels, bins)
+    assert found.bins.count.tolist() == expected.count.tolist()
+    torch.testing.assert_close(found.classwise_ece, calibration.classwise_ece(probs, labels, bins))
+
+
+def test_scores_of_members_with_labels_of_their_own_and_of_a_class_that_ties():
+    probs = torch.tensor([[[0.5, 0.5], [0.5, 0.5]], [[0.2, 0.8], [1.0, 0.0]]])
+    found = calibration.scores(probs, torch.tensor([[0, 1], [1, 1]]))
+    assert found.accuracy.tolist() == [0.5, 0.5]  # of equal probabilities the first class counts
+    assert found.nll[1].isinf()
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels", "words"),
+    [
+        (torch.full((3, 2), 0.5), torch.zeros(2).long(), "got 3 and 2"),
+        (torch.full((3, 2), math.nan), torch.zeros(3).long(), "got NaN"),
+        (torch.full((3, 2), 0.7), torch.zeros(3).long(), "sum to 1; for logits pass"),
+        (torch.tensor([[1.2, -0.2]]), torch.tensor([0]), "must be 0 or more"),
+        (torch.full((3, 2), 0.5), torch.tensor([0, 1, 2]), r"labels must be in \[0, 2\), got 0 to 2"),
+    ],
+)
+def test_scores_refuse_what_their_own_functions_refuse(probs, labels, words):
+    with pytest.raises(ValueError, match=words):
+        unwrap(calibration.scores)(probs, labels)
+
+
 def test_fit_temperature_finds_the_temperature_the_logits_were_made_with():
     logits, labels = synthetic.calibrated(n=20_000, classes=10, seed=0)
     true = torch.tensor([0.25, 1.0, 4.0, 20.0])
@@ -181,6 +240,25 @@ def test_logits_that_are_always_right_or_know_nothing_give_the_ends_of_the_range
     right = torch.nn.functional.one_hot(labels, 4).float()
     assert calibration.fit_temperature(right, labels).item() == pytest.approx(1e-3, rel=1e-3)
     assert calibration.fit_temperature(-right, labels).item() == pytest.approx(1e3, rel=1e-3)
+
+
+def test_temperatures_equal_those_of_a_bounded_search_over_a_wide_range_of_scales():
+    from scipy.optimize import minimize_scalar
+
+    logits, labels = synthetic.calibrated(500, 3, seed=9)
+    many = torch.logspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None, None] * logits.double()
+    found = calibration.fit_temperature(many, labels)
+    for own, t in zip(many, found.tolist(), strict=True):
+        best = minimize_scalar(lambda s, z=own: metrics.nll(z * math.exp(-s), labels).item(), bounds=(-6.9, 6.9))
+        assert t == pytest.approx(math.exp(best.x), rel=1e-4)
+    torch.testing.assert_close(calibration.fit_temperature(many.float(), labels), found.float(), rtol=1e-5, atol=0)
+
+
+def test_a_temperature_does_not_depend_on_how_many_rows_are_looked_at_together(overconfident, monkeypatch):
+    logits, labels = overconfident
+    expected = calibration.fit_temperature(torch.stack([logits, 2 * logits]), labels)
+    monkeypatch.setattr(calibration, "_BLOCK", 1_000)
+    torch.testing.assert_close(calibration.fit_temperature(torch.stack([logits, 2 * logits]), labels), expected)
 
 
 def test_temperature_scaling_keeps_every_prediction(overconfident):

@@ -1,6 +1,7 @@
 import math
 from inspect import unwrap  # what a user calls: without the shape checks of the tests
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats as reference
@@ -48,6 +49,29 @@ def test_one_member_gives_an_interval_without_ends():
 def test_the_bootstrap_is_the_same_for_the_same_seed():
     values = torch.linspace(0, 1, 40)
     assert stats.bootstrap(values, 3, resamples=200) == stats.bootstrap(values, 3, resamples=200)
+
+
+@pytest.mark.parametrize("n", [25, 400, 3_000])
+def test_the_bootstrap_has_the_ends_of_scipys(n):
+    values = -torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).log()
+    found = [stats.bootstrap(values, seed) for seed in range(5)]
+    theirs = reference.bootstrap(
+        (values.numpy(),), np.mean, n_resamples=50_000, method="percentile", batch=1_000, rng=1
+    )
+    error = float(values.std()) / math.sqrt(n)
+    for ours, end in (("low", theirs.confidence_interval.low), ("high", theirs.confidence_interval.high)):
+        mean = sum(getattr(one, ours) for one in found) / len(found)
+        assert mean == pytest.approx(end, abs=0.05 * error)
+
+
+def test_resamples_that_share_a_draw_do_not_make_the_ends_less_sure():
+    # The ends' own spread over seeds is that of 2,000 unrelated resamples, drawn here by numpy, not of 125.
+    values = torch.randn(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = np.array([stats.bootstrap(values, seed, resamples=2_000).high for seed in range(150)])
+    rng = np.random.default_rng(0)
+    plain = np.array([np.quantile(rng.choice(values, (2_000, 200)).mean(1), 0.975) for _ in range(150)])
+    assert ours.mean() == pytest.approx(plain.mean(), abs=6 * plain.std() / math.sqrt(75))
+    assert 0.7 < ours.std() / plain.std() < 1.4  # four standard errors; 125 would give 4
 
 
 def test_bad_values_are_refused_in_words():

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from studybook import metrics
 
+_BLOCK = 2**17  # numbers that `scores` and `fit_temperature` look at together
+_HOTTEST = 1e3  # temperatures are looked for up to here, and down to its inverse
+
 
 class Bins(NamedTuple):
     """Confidence bins: count of examples, accuracy and mean confidence in each (0 where a bin is empty), (*E, B)."""
@@ -23,6 +26,16 @@ class Bins(NamedTuple):
     count: Float[Tensor, "*E B"]
     accuracy: Float[Tensor, "*E B"]
     confidence: Float[Tensor, "*E B"]
+
+
+class Scores(NamedTuple):
+    """What `scores` finds for each member: means over examples, the confidence bins, and the mean over classes."""
+
+    accuracy: Float[Tensor, "*E"]
+    nll: Float[Tensor, "*E"]
+    brier: Float[Tensor, "*E"]
+    bins: Bins
+    classwise_ece: Float[Tensor, "*E"]
 
 
 class Affine(NamedTuple):
@@ -81,25 +94,52 @@ def classwise_ece(probs: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"], b
     return ece(_binned(each, true, _cells(each, bins), bins)).mean(-1)
 
 
+def scores(probs: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"], bins: int = 15) -> Scores:
+    """What this module and `metrics` say of probabilities, from one pass over them.
+
+    Accuracy, NLL (infinite where a label has probability 0), Brier score, the bins of `reliability` (from which `ece`
+    and `mce` follow) and `classwise_ece`: each what its own function gives, up to rounding. Rows are read block by
+    block, each once, and memory beyond the arguments is a few MB whatever N.
+    """
+    if labels.shape[-1] != probs.shape[-2] or labels.shape[-1] == 0:
+        raise ValueError(
+            "probs and labels must have the same positive number of examples, "
+            f"got {probs.shape[-2]} and {labels.shape[-1]}"
+        )
+    lead, (n, classes) = probs.shape[:-2], probs.shape[-2:]
+    rows = max(1, _BLOCK // classes)
+    means, pooled, gaps = [], [], []
+    for own, true in zip(probs.reshape(-1, n, classes), labels.expand(*lead, n).reshape(-1, n), strict=True):
+        blocks = [_sums(part, y, _positive(bins)) for part, y in zip(own.split(rows), true.split(rows), strict=True)]
+        for found, parts in zip((means, pooled, gaps), zip(*blocks, strict=True), strict=True):
+            found.append(torch.stack(parts).sum(0))
+    accuracy, nll, brier = (torch.stack(means) / n).to(probs.dtype).reshape(*lead, 3).unbind(-1)
+    count, hits, total = torch.stack(pooled).reshape(*lead, 3, bins).unbind(-2)
+    some = count.clamp_min(1)
+    each = torch.stack(gaps).reshape(*lead, classes * bins)
+    return Scores(
+        accuracy,
+        nll,
+        brier,
+        Bins(*(part.to(probs.dtype) for part in (count, hits / some, total / some))),
+        (each.abs().sum(-1) / (n * classes)).to(probs.dtype),
+    )
+
+
 def fit_temperature(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Float[Tensor, "*E"]:
     """The temperature T > 0 that minimizes the NLL of `logits / T`, for all members at once.
 
-    Bisection on log T in float64: the NLL is convex in 1 / T, so the sign of its slope tells the side. Accurate to
-    1e-6 relative, within [1e-3, 1e3]; where the best T lies outside (labels that are all predicted right, or that
-    have nothing to do with the logits), the nearer end is returned.
+    Newton's method on 1 / T, in which the NLL is convex, kept between bounds that the slope's sign tightens: first in
+    the precision of the logits, then in float64. Accurate to 1e-6 relative, within [1e-3, 1e3]; where the best T lies
+    outside (labels that are all predicted right, or that have nothing to do with the logits), the nearer end is
+    returned. Memory beyond the arguments is bounded.
     """
     labels = metrics.checked(logits, labels)
-    z = (logits - logits.amax(-1, keepdim=True)).double()
-    own = z.gather(-1, labels[..., None])[..., 0].mean(-1)  # (*E,)
-    low = torch.full(logits.shape[:-2], -np.log(1e3), dtype=torch.float64, device=z.device)
-    high = -low
-    for _ in range(24):
-        middle = (low + high) / 2
-        inverse = torch.exp(-middle)[..., None, None]
-        slope = ((z * inverse).softmax(-1) * z).sum(-1).mean(-1) - own  # of the NLL in 1 / T
-        hotter = slope > 0  # 1 / T too large: T must grow
-        low, high = torch.where(hotter, middle, low), torch.where(hotter, high, middle)
-    return torch.exp((low + high) / 2).to(logits.dtype)
+    n, classes = logits.shape[-2:]
+    flat, true = logits.reshape(-1, n, classes), labels.reshape(-1, n)
+    together = max(1, _BLOCK // (n * classes))
+    parts = zip(flat.split(together), true.split(together), strict=True)
+    return torch.cat([_temperatures(z, y) for z, y in parts]).reshape(logits.shape[:-2]).to(logits.dtype)
 
 
 def fit_vector(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Affine:
@@ -256,6 +296,46 @@ def _whitening(z: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray, n
     return mean, vectors / scale, (vectors * scale).T
 
 
+def _temperatures(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "E N"]) -> Float[Tensor, " E"]:
+    """`fit_temperature` for members that are computed together."""
+    inverse = torch.ones(len(logits), dtype=torch.float64, device=logits.device)  # 1 / T
+    for dtype, near in ((logits.dtype, 1e-3), (torch.float64, 1e-5)):  # Newton squares the distance once more
+        low, high = torch.full_like(inverse, 1 / _HOTTEST), torch.full_like(inverse, _HOTTEST)
+        for step in range(60):
+            slope, curvature = _slopes(logits, labels, inverse, dtype)
+            low, high = torch.where(slope <= 0, inverse, low), torch.where(slope > 0, inverse, high)
+            newton = inverse - slope / curvature
+            inside = (newton >= low) & (newton <= high)  # false where the curvature is 0
+            if step >= 12:  # towards an end of the range Newton's steps stay small
+                inside &= (newton / inverse).log().abs() < near
+            new = torch.where(inside, newton, (low * high).sqrt())
+            moved = (new / inverse).log().abs()
+            inverse = new
+            if bool((moved < near).all()):
+                break
+    return 1 / inverse
+
+
+def _slopes(z: Tensor, labels: Tensor, inverse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """First and second derivative of each member's NLL in 1 / T, (E,), in float64, from one pass over the logits."""
+    rows = max(1, _BLOCK // (z.shape[-1] * len(z)))
+    slope, curvature = torch.zeros_like(inverse), torch.zeros_like(inverse)
+    scale = inverse.to(dtype)[:, None, None]
+    for part, y in zip(z.split(rows, 1), labels.split(rows, 1), strict=True):
+        part = part.to(dtype)
+        part = part - part.amax(-1, keepdim=True)
+        weight = (part * scale).exp_()
+        total = weight.sum(-1)
+        weight *= part
+        first = weight.sum(-1) / total
+        weight *= part
+        second = weight.sum(-1) / total
+        own = part.gather(-1, y[..., None])[..., 0]
+        slope += (first - own).sum(-1, dtype=torch.float64)
+        curvature += (second - first.square()).sum(-1, dtype=torch.float64)
+    return slope / z.shape[1], curvature / z.shape[1]
+
+
 def _positive(bins: int) -> int:
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got bins={bins}")
@@ -264,8 +344,12 @@ def _positive(bins: int) -> int:
 
 def _cells(values: Tensor, bins: int) -> Tensor:
     """Which of `bins` right-closed bins of equal width each value in [0, 1] falls into; 0 falls into the first."""
-    inner = torch.linspace(0, 1, _positive(bins) + 1, dtype=values.dtype, device=values.device)[1:-1]
-    return torch.bucketize(values, inner)
+    return torch.bucketize(values, _edges(bins, values))
+
+
+def _edges(bins: int, values: Tensor) -> Tensor:
+    """The edges between `bins` bins of equal width on [0, 1]."""
+    return torch.linspace(0, 1, _positive(bins) + 1, dtype=values.dtype, device=values.device)[1:-1]
 
 
 def _shares(rank: Tensor, bins: int) -> Tensor:
@@ -273,6 +357,44 @@ def _shares(rank: Tensor, bins: int) -> Tensor:
     small, large = n // bins, n % bins  # the first `large` bins hold small + 1
     cut = large * (small + 1)
     return torch.where(rank < cut, rank // (small + 1), large + (rank - cut) // max(small, 1))
+
+
+def _sums(probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"], bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Over the rows of one block, in float64: hits, NLL and Brier score (3,); examples, hits and confidence in each bin
+    of the top class (3, B); probability less hits in each bin of each class (C * B,).
+    """
+    if not (float((probs.sum(-1) - 1).abs().amax()) <= 1e-3 and float(probs.min()) >= 0):
+        metrics.checked(probs, labels)
+        metrics.check_probs("scores", probs)
+    if int(labels.min()) < 0 or int(labels.max()) >= probs.shape[-1]:
+        metrics.checked(probs, labels)
+    classes = probs.shape[-1]
+    inner = _edges(bins, probs)
+    confidence, predicted = probs.max(-1)
+    hit = (predicted == labels).to(probs.dtype)
+    own = probs.gather(-1, labels[:, None])[:, 0]
+    brier = probs.square().sum(dtype=torch.float64) - 2 * own.sum(dtype=torch.float64) + len(own)
+    means = torch.stack([hit.sum(dtype=torch.float64), -own.double().log().sum(), brier])
+    cells = _fast_cells(confidence, inner)
+    pooled = torch.stack([torch.bincount(cells, part, bins).double() for part in (None, hit, confidence)])
+    first = torch.arange(0, classes * bins, bins, device=probs.device)
+    each = torch.bincount(_fast_cells(probs, inner, first).flatten(), probs.flatten(), classes * bins).double()
+    each -= torch.bincount(_fast_cells(own, inner, first[labels]), None, classes * bins)
+    return means, pooled, each
+
+
+def _fast_cells(values: Tensor, inner: Tensor, first: Tensor | int = 0) -> Tensor:
+    """`first` plus what `_cells` gives, by rounding; the few values that lie near an edge are looked up."""
+    bins = len(inner) + 1
+    place = (values * bins).clamp_(0.5, bins - 0.5)
+    above = place.ceil()
+    near = (place.sub_(above).add_(0.5).abs_() > 0.5 - 1e-5).flatten().nonzero()[:, 0]
+    found = above.add_(first - 1).long()
+    if len(near):
+        doubtful = values.reshape(-1)[near]
+        rounded = (doubtful * bins).clamp_(0.5, bins - 0.5).ceil_().long() - 1
+        found.view(-1)[near] += torch.bucketize(doubtful, inner) - rounded
+    return found
 
 
 def _binned(values: Tensor, hit: Tensor, cells: Tensor, bins: int) -> Bins:

@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_SHARED = 16  # resamples that share a draw of row numbers
+_DRAWN = 2**18  # row numbers drawn at once
+
 
 class Interval(NamedTuple):
     """A mean and its confidence interval; `n` is the number of values behind it."""
@@ -43,20 +46,28 @@ def difference(a: Float[Tensor, " E"], b: Float[Tensor, " E"], level: float = 0.
 def bootstrap(values: Float[Tensor, " N"], seed: int, level: float = 0.95, resamples: int = 10_000) -> Interval:
     """Mean and percentile bootstrap interval, for values too skewed for `interval`; wants 20 values or more.
 
+    Every resample is N values drawn with replacement. Sixteen resamples share one draw of row numbers, each through a
+    random order of the values of its own, which leaves them all but uncorrelated (about 1 / sqrt(N), of either sign).
+
     Reference: Efron, Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
     """
     values = _checked(values, level)
     if len(values) < 20:
         raise ValueError(f"bootstrap wants at least 20 values, got {len(values)}; for a few members use stats.interval")
-    generator = torch.Generator().manual_seed(seed)
-    chunk = max(1, 20_000_000 // len(values))
-    draws = [
-        values[torch.randint(len(values), (min(chunk, resamples - i), len(values)), generator=generator)].mean(-1)
-        for i in range(0, resamples, chunk)
-    ]
+    generator, n = torch.Generator().manual_seed(seed), len(values)
+    mean = values.mean()
+    orders = torch.stack([values[torch.randperm(n, generator=generator)] for _ in range(_SHARED)], -1) - mean
+    draws = math.ceil(resamples / _SHARED)
+    rows = max(1, _DRAWN // n)
+    means = []
+    for start in range(0, draws, rows):
+        some = min(rows, draws - start)
+        picked = torch.randint(n, (some, n), generator=generator) + torch.arange(0, some * n, n)[:, None]
+        counts = torch.bincount(picked.flatten(), minlength=some * n).view(some, n)
+        means.append(counts.double() @ orders / n)
     tail = (1 - level) / 2
-    low, high = torch.cat(draws).quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype))
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    ends = mean + torch.cat(means).flatten()[:resamples].quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype))
+    return Interval(float(mean), float(ends[0]), float(ends[1]), n)
 
 
 def _checked(values: Tensor, level: float) -> Tensor:
