@@ -6,14 +6,15 @@ NOTEBOOKS ?= notebooks
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := --extra data --extra dev --extra cluster --extra course
+EXTRAS := --extra data --extra dev --extra cluster --extra course --extra bench
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-.PHONY: book test lab pdf archive lock clean help
+.PHONY: book test bench lab pdf archive lock clean help
 
 help:
 	@echo "make book [PROFILE=standard] [WORKERS=4]   install, run every study at the quick profile, build the book"
 	@echo "make test                      install, run all tests"
+	@echo "make bench [ARGS='neighbors --no-scaling']   time the library against its peers (benchmarks/README.md): about an hour"
 	@echo "make lab [NOTEBOOKS=folder] [ARGS='--no-browser --port=8890']   JupyterLab on the notebooks"
 	@echo "make lock                      renew requirements.lock (environment.yml installs it too)"
 	@echo "make pdf, make archive         the built book as one PDF (needs Chromium), or as a ZIP file"
@@ -35,6 +36,9 @@ book: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir="$(NOTEBOOKS)" $(ARGS)

@@ -1,7 +1,7 @@
 """What the published book costs: building 300 copies of a page, one changed page, how soon and heavy a page is.
 
-python benchmarks/book.py          build at full size
-python benchmarks/book.py 40       fewer copies
+python -m benchmarks.book          build at full size
+python -m benchmarks.book 40       fewer copies
 Needs a built book (make book) and, for the pages, Chromium. Targets: 300 copies in 3 minutes, one changed page in
 15 seconds; a study page (its text, figures of one theme, scripts) below 1.5 MB, its largest contentful paint within
 1.5 s.

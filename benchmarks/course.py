@@ -1,6 +1,6 @@
 """An assignment for a class: how long generating and grading take, how much memory, and what the fence costs.
 
-python benchmarks/course.py [STUDENTS=200] [ASSIGNMENT=calibration]
+python -m benchmarks.course [STUDENTS=200] [ASSIGNMENT=calibration]
 
 Prints seconds a student for handing out and for autograding, an interruption in the middle included, the peak memory
 of the grader with its kernels, and the time of a graded submission as a ratio to nbgrader's own execution without fence

@@ -1,31 +1,23 @@
 """Pooled features of EfficientNet-Lite0: `features.embed` beside the loop that timm's documentation shows.
 
 The peer is tuned as its users tune it: timm's own evaluation transform on PIL pictures, a DataLoader of batches of 32
-with two worker processes, evaluation mode, no gradients, float32. Both start from the same encoded photos. The network
-is compiled into an empty cache, so the compiler's seconds count; features are stored in a temporary folder.
-
-Then the same classifier on the features of each precision: photos out of 1,000 that it gets right. The photos come from
-ImageNet's training set, so that share is no test accuracy.
+with two worker processes, evaluation mode, no gradients, float32. Both start from the same encoded photos. Ours stores
+what it finds in an empty folder each time; its compiler's seconds, where it compiles, are in the uncounted first run.
 """
 
-import argparse
-import functools
 import io
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
-import ab
-import timm
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.pair import Benchmark
 from studybook import data, features, models
-
-SUBSET = 300  # photos for the peer
 
 
 class Encoded(Dataset):
@@ -41,82 +33,82 @@ class Encoded(Dataset):
         return self.prepare(Image.open(io.BytesIO(self.files[i])).convert("RGB"))
 
 
-def by_timm(net, files):
+def photos(n: int) -> tuple:
+    """The network, and `n` photos: ImageNet's, repeated; where those are not here, scikit-learn's two."""
+    folder = Path(tempfile.gettempdir(), f"studybook-bench-{os.getpid()}")
+    os.environ["STUDYBOOK_CACHE"] = str(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
+    try:
+        found = data.pictures("imagenet-samples", "test").files
+    except FileNotFoundError:
+        found = [path.read_bytes() for path in data.pictures("sample-photos").files]
+    files = [found[i % len(found)] for i in range(n)]
+    some = data.Pictures(files, torch.zeros(n, dtype=torch.int64), ("photo",), f"{n} photos")
+    return models.backbone("tf_efficientnet_lite0.packaged"), some
+
+
+def embedded(held: tuple) -> torch.Tensor:
+    """As on a first call: nothing is stored yet."""
+    shutil.rmtree(data.cache_folder() / "features", ignore_errors=True)
+    return features.embed(*held).clone()
+
+
+def by_timm(held: tuple) -> torch.Tensor:
+    import timm
+
+    net, some = held
     prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(net), is_training=False)
     found = []
     with torch.no_grad():
-        for x in DataLoader(Encoded(files, prepare), batch_size=32, num_workers=2):
+        for x in DataLoader(Encoded(some.files, prepare), batch_size=32, num_workers=2):
             found.append(net.forward_head(net.forward_features(x), pre_logits=True))
     return torch.cat(found)
 
 
-def embedded(net, photos, exact=False):
-    """`embed` as on its first call: nothing is stored yet."""
-    shutil.rmtree(data.cache_folder() / "features", ignore_errors=True)
-    return features.embed(net, photos, exact).clone()
+def rows(_: object, found: torch.Tensor) -> np.ndarray:
+    return found.numpy()
 
 
-def away(found, exact):
-    """How far each row was moved, as a share of its length."""
-    return (found - exact).norm(dim=1) / exact.norm(dim=1)
+def near(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """bfloat16 moves a photo's features by about 4 % of their length."""
+    worst = (np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)).max()
+    if worst > 0.2:
+        raise AssertionError(f"features differ by {worst:.3f} of their length, more than 0.2")
 
 
-def near(within, ours, peer):
-    if (worst := away(ours, peer).max().item()) > within:
-        raise ValueError(f"features differ by {worst:.3f} of their length, more than {within}")
+BENCHMARKS = [
+    Benchmark(
+        "embed, EfficientNet-Lite0", "a plain timm loop", photos, embedded, by_timm, rows, near,
+        size={"n": 3_000}, small={"n": 8}, target=5.0, limit="decoding", work=lambda n: float(n), pairs=1,
+        axes={"n": tuple({"n": n} for n in (30, 100, 300, 1_000))}, memory=10.0,
+    ),
+]  # fmt: skip
 
 
-def timed(run):
-    """What `run` gives, and its seconds."""
-    start = time.perf_counter()
-    return run(), time.perf_counter() - start
+def main() -> None:
+    """How much each precision moves the features of 1,000 photos, and how many its classifier then gets right.
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=10_000, help="photos to embed, the 1,000 repeated (10000)")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each side on 300 photos (3)")
-    options = parser.parse_args()
-    if options.pictures < 1000 or options.pairs < 1:
-        parser.error("--pictures must be at least 1000, since top-1 is of 1,000 photos, and --pairs at least 1")
-    try:
-        samples = data.pictures("imagenet-samples", "test")
-    except FileNotFoundError as error:
-        parser.exit(1, f"{error}\n")
-    net = models.backbone("tf_efficientnet_lite0.packaged")
-    repeated = [samples.files[i % 1000] for i in range(options.pictures)]
-    many = samples._replace(files=repeated, y=torch.arange(options.pictures) % 1000, fingerprint="repeated")
-    few = samples._replace(files=samples.files[:SUBSET], y=samples.y[:SUBSET], fingerprint="few")
-    precision = features._plan(len(repeated), exact=False).precision
-    print(
-        f"{features.ensemble.device()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start"
-    )
-
-    print(ab.HEADER)
-    for name, exact, within in (("exact", True, 1e-3), (features._plan(SUBSET, False).precision, False, 0.2)):
-        ours, same = functools.partial(embedded, net, few, exact), functools.partial(near, within)
-        times = ab.compare(ours, lambda: by_timm(net, few.files), same, options.pairs, name)
-        print(times.row(f"{SUBSET} photos, {name}"))
-    found, seconds = timed(lambda: embedded(net, many))
-    peer = 1000 / timed(lambda: by_timm(net, samples.files))[1]
-    ours = options.pictures / seconds
-    print(f"{options.pictures} photos, {precision}, compile time included: {ours:.0f} images/s")
-    print(f"timm's loop on 1,000 of them: {peer:.0f} images/s; ratio {ours / peer:.2f}x")
-
-    exact = embedded(net, samples, exact=True)
-    plain = embedded(net, samples)
-    right = {}
-    for name, rows in (("exact", exact), (features._plan(1000, False).precision, plain), (precision, found[:1000])):
-        with torch.no_grad():
-            right[name] = (net.get_classifier()(rows).argmax(1) == samples.y).float().mean().item()
-        points, moved = 100 * (right[name] - right["exact"]), away(rows, exact)
-        print(f"right on training photos of ImageNet: {right[name]:.3f} ({points:+.1f} points), {name}; ", end="")
-        print(f"features moved by {moved.mean():.3f} of their length, at most {moved.max():.3f}")
-    print(f"load {os.getloadavg()[0]:.1f} at the end")
+    The photos come from ImageNet's training set, so that share is no test accuracy. `python -m benchmarks.features`
+    """
+    some = data.pictures("imagenet-samples", "test")
+    net, many = models.backbone("tf_efficientnet_lite0.packaged"), 3_000
+    repeated = [some.files[i % len(some.files)] for i in range(many)]
+    compiled = some._replace(files=repeated, y=torch.arange(many) % len(some.files), fingerprint="repeated")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["STUDYBOOK_CACHE"] = folder
+        exact = features.embed(net, some, exact=True)
+        share = {}
+        for images, float32 in ((some, True), (some, False), (compiled, False)):
+            name = features.precision(len(images.files), float32)
+            found = features.embed(net, images, float32)[: len(some.files)]
+            with torch.no_grad():
+                share[name] = (net.get_classifier()(found).argmax(1) == some.y).float().mean().item()
+            away = (found - exact).norm(dim=1) / exact.norm(dim=1)
+            print(
+                f"{name}: features moved by {away.mean():.3f} of their length, at most {away.max():.3f}; right on "
+                f"training photos {share[name]:.3f} ({100 * (share[name] - next(iter(share.values()))):+.1f} points)"
+            )
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["STUDYBOOK_CACHE"] = folder
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder, "compiled"))
-        main()
+    main()

@@ -1,7 +1,7 @@
 """What Dask workers cost and gain: overhead of a case against plain Dask, memory, efficiency, and a model from these.
 
-python benchmarks/workers.py             # the numbers
-python benchmarks/workers.py --record    # ... into book/results/scale.json, from which the book's page is made
+python -m benchmarks.workers             # the numbers
+python -m benchmarks.workers --record    # ... into book/results/scale.json, from which the book's page is made
 
 The scheduler and the workers are processes of their own, started by Dask's commands, as on a cluster.
 """
@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from ab import HEADER, compare
 from tqdm import tqdm
 
 from studybook import runner, sweep, workers
@@ -45,6 +45,12 @@ def computing(case):
     for _ in range(case["steps"]):
         x = torch.tanh(x @ x.T / 20)
     return {"b": x.mean()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` gives, and its seconds."""
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -111,8 +117,15 @@ def overhead(count: int, cases: int, pairs: int) -> dict[str, float]:
         def same(ours, peer):
             assert [row["b"] for row in peer] == ours[0]["b"].tolist()
 
-        times = compare(lambda: run(empty, items), lambda: plain_dask(empty, items), same, pairs, warmup=0)
-        print(times.row(f"{cases:,} empty cases, {count} worker{'s' * (count > 1)} / map and gather"))
+        ratios = []
+        for _ in range(pairs):
+            ours, theirs = timed(lambda: run(empty, items)), timed(lambda: plain_dask(empty, items))
+            same(ours[0], theirs[0])
+            ratios.append(theirs[1] / ours[1])
+        print(
+            f"{cases:,} empty cases, {count} worker{'s' * (count > 1)}: plain Dask's time over ours "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
     return {**{name: 1000 * value / cases for name, value in found.items()}, "setup": 1000 * setup, "grown": grown}
 
 
@@ -129,7 +142,6 @@ def main() -> None:
     here = 1000 * run(empty, items)[1] / options.cases
     found: dict = {"here": here, "here_grown": (psutil.Process().memory_info().rss - memory) / 2**20}
     print(f"no workers: {here:.2f} ms a case; memory grew by {found['here_grown']:.0f} MiB for {options.cases:,} cases")
-    print(HEADER)
     for count in (1, 2):
         found[f"workers{count}"] = one = overhead(count, options.cases, options.pairs)
         print(

@@ -107,3 +107,20 @@ def test_efficiency_shows_curves_and_measured_points_of_the_same_name(ax):
     assert points.get_color() == second.get_color()
     assert list(wanted.get_ydata()) == [0.8, 0.8]
     assert ax.get_xscale() == "log"
+
+
+def test_ratios_show_a_dot_a_bar_and_a_tick_in_each_row(ax):
+    plots.ratios(ax, ["a", "b"], [(2.0, 1.5, 3.0, 4.0), (0.5, 0.4, 0.6, float("nan"))])
+    bar, dot, wanted = ax.lines[:3]
+    assert (list(bar.get_xdata()), list(bar.get_ydata())) == ([1.5, 3.0], [0, 0])
+    assert (list(dot.get_xdata()), list(wanted.get_xdata())) == ([2.0], [4.0, 4.0])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_xscale() == "log"
+    assert ax.yaxis_inverted()
+
+
+def test_scaling_shows_each_series_on_logarithmic_axes(ax):
+    plots.scaling(ax, "neighbors", "N", {"ours": [(10, 0.1), (100, 1.0)], "theirs": [(10, 0.2)]})
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 1.0], [0.2]]
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "N")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "theirs"]

@@ -452,25 +452,6 @@ def test_results_that_cannot_be_written_lose_no_page(project):
     assert record(project)["profile"] == "standard"
 
 
-def test_the_page_on_scale_is_made_of_what_was_measured(tmp_path):
-    one = {"elapsed": 4.0, "submitter": 2.0, "scheduler": 1.0, "setup": 200.0, "grown": 12.3}
-    found = {
-        "workers1": one, "workers2": {**one, "elapsed": 2.5, "submitter": 1.0, "scheduler": 1.25}, "here": 0.75,
-        "here_grown": 10.1, "cases": 10_000, "date": "2026-01-02", "commit": "abcdef1234567890",
-        "computing": {"seconds": 1.04, "efficiency": 0.912, "all": [0.9, 0.912, 0.93]},
-        "sleeping": [{"workers": 4, "seconds": 1.0, "cases": 80, "efficiency": 0.987}],
-        "machine": {"processor": "Some Processor", "cores": 2, "memory": 24},
-    }  # fmt: skip
-    book._write_scale(found, tmp_path)
-    costs, largest, points = ((tmp_path / f"scale-{n}.md").read_text() for n in ("costs", "workers", "points"))
-    assert "| machine | Some Processor, 2 cores, 24 GiB |" in costs
-    assert "| an empty case, one worker | 4.0 ms |" in costs
-    assert "| 91% (90%, 91%, 93%) |" in costs
-    assert "| 1 s | 1,000 |\n| 10 s | 10,000 |\n| 100 s | 100,000 |" in largest  # one every 1.25 ms
-    assert "| 1 s | 4 | 98.7% | 98.6% |" in points  # 20 rounds of 1.004 s and 0.2 s of set-up
-    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
-
-
 # ---------------------------------------------------------------- workers
 
 HARMLESS = SWEEP.replace("range(4)", "range(12)").replace("    if STRICT", "    time.sleep(0.3)\n    if STRICT")

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import zipfile
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studybook import pages, slides, sweep
+from studybook import pages, performance, slides, sweep
 from studybook.pages import Entry
 from studybook.provenance import moved_on
 from studybook.studies import (
@@ -113,7 +112,9 @@ def write_pages() -> None:
     ):
         write(book / "_generated" / f"{name}.md", text)
     if (scale := book / "results" / "scale.json").exists():
-        _write_scale(read_record(scale), book / "_generated")
+        performance.write_scale(read_record(scale), book / "_generated")
+    if (speed := root() / "benchmarks" / "results.csv").exists():
+        performance.write_speed(speed, book / "_generated")
 
 
 def as_text(cells: Mapping[str, Any]) -> str:
@@ -208,66 +209,6 @@ def _install_mathjax(folder: Path) -> None:
         shutil.copytree(shipped / fonts, folder / fonts)
     if not (folder / "tex-mml-chtml.js").exists():
         shutil.copy(shipped / "tex-mml-chtml.js", folder)
-
-
-def _write_scale(found: Mapping[str, Any], folder: Path) -> None:
-    """Tables and a figure of what benchmarks/workers.py measured and of the cost model, for the page on scale."""
-    from studybook import workers
-
-    one, two = found["workers1"], found["workers2"]
-    serial = max(two["submitter"], two["scheduler"])
-    setup = statistics.median([one["setup"], two["setup"]])
-    costs = workers.Costs(one["elapsed"] / 1000, serial / 1000, setup / 1000)
-    machine, computing = found["machine"], found["computing"]
-    sleeping = sorted(found["sleeping"], key=lambda row: (row["seconds"], row["workers"]))
-    measured = {
-        "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['memory']} GiB",
-        "date, commit": f"{found['date']}, {(found['commit'] or 'none')[:12]}",
-        "an empty case, no workers": f"{found['here']:.1f} ms",
-        "an empty case, one worker": f"{one['elapsed']:.1f} ms",
-        "an empty case, two workers": f"{two['elapsed']:.1f} ms",
-        "... of which the submitting process computes": f"{two['submitter']:.1f} ms",
-        "... of which the scheduler computes": f"{two['scheduler']:.1f} ms",
-        "a sweep's set-up": f"{setup:.0f} ms",
-        f"memory that {found['cases']:,} cases add, with workers": f"{max(one['grown'], two['grown']):.0f} MiB",
-        "the same without workers": f"{found['here_grown']:.0f} MiB",
-        f"efficiency from one to two workers, cases that compute for {computing['seconds']:.1f} s":
-            f"{computing['efficiency']:.0%} ({', '.join(f'{e:.0%}' for e in computing['all'])})",
-    }  # fmt: skip
-    largest = {f"{s:g} s": f"{_rounded_down(workers.most_workers(costs, s)):,}" for s in (1.0, 10.0, 100.0)}
-    points = [
-        (f"{row['seconds']:g} s", str(row["workers"]), f"{row['efficiency']:.1%}", f"{model:.1%}")
-        for row in sleeping
-        for model in [workers.efficiency(costs, row["workers"], row["seconds"], float(row["cases"]))]
-    ]
-    for name, head, rows in (
-        ("costs", ("what", "measured"), list(measured.items())),
-        ("workers", ("a case takes", "workers, at least 80 % busy"), list(largest.items())),
-        ("points", ("a case sleeps", "workers", "efficiency, measured", "model"), points),
-    ):
-        lines = [head, ["---"] * len(head), *rows]
-        write(folder / f"scale-{name}.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
-    _draw_scale(costs, sleeping, folder / "scale.png")
-
-
-def _draw_scale(costs: Any, sleeping: Sequence[Mapping[str, Any]], file: Path) -> None:
-    from studybook import plots, workers
-
-    figure = plots.figure(7.0, 3.5)
-    counts = [round(10 ** (i / 20)) for i in range(101)]
-    curves = {f"{s:g} s": [workers.efficiency(costs, n, s) for n in counts] for s in (0.1, 1.0, 10.0, 100.0)}
-    measured = {
-        name: {r["workers"]: r["efficiency"] for r in sleeping if f"{r['seconds']:g} s" == name} for name in curves
-    }
-    plots.efficiency(figure.add_subplot(), counts, curves, measured, 0.8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Software": None})
-
-
-def _rounded_down(count: int) -> int:
-    """To two digits: a model's third one means nothing."""
-    unit = 10 ** max(0, len(str(count)) - 2)
-    return count // unit * unit
 
 
 # ---------------------------------------------------------------- other formats

@@ -6,7 +6,7 @@ or dropout must, since those keep state or draw random numbers. Both ways give a
 batches and updates, alone or in company, up to float rounding.
 
 64 networks of 100-128-128-1 units train about six times as fast as in a plain loop over them on two cores
-(benchmarks/ensemble.py).
+(`python -m benchmarks`).
 """
 
 import contextlib

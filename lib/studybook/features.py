@@ -120,9 +120,9 @@ def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool 
     By default the network computes in bfloat16 where the hardware gains from it (float16 on graphics cards without
     bfloat16), channels last, batch norm folded into convolutions, compiled where that pays. That moves the features
     of EfficientNet-Lite0 by about 4 % of their length, and its top-1 accuracy on 1,000 photos by less than half a
-    point (`benchmarks/features.py` measures it again); `exact=True` computes in float32, uncompiled. Each precision
-    is stored under its own key. Pictures are known by their set's fingerprint and number: who reorders or selects
-    some gives the selection a fingerprint of its own.
+    point (`python -m benchmarks.features` measures it again); `exact=True` computes in float32, uncompiled. Each
+    precision is stored under its own key. Pictures are known by their set's fingerprint and number: who reorders or
+    selects some gives the selection a fingerprint of its own.
 
     Raises ValueError for a network without timm's configuration or without pooling, images that are not uint8, or a
     damaged picture, OSError for a full disk.

@@ -177,3 +177,31 @@ def efficiency(
     ax.set(xscale="log", ylim=(0, 1.05), xlabel="workers", ylabel="efficiency")
     ax.legend(title="a case takes", frameon=True)
     return ax
+
+
+def ratios(ax: Axes, names: Sequence[str], spans: Sequence[tuple[float, float, float, float]]) -> Axes:
+    """One row per name, first on top: a ratio as a dot, its least and greatest as a bar, the wanted one (or NaN) as a
+    tick; the axis is logarithmic, and a line marks 1.
+    """
+    for row, (middle, least, greatest, wanted) in enumerate(spans):
+        ax.plot([least, greatest], [row, row], color=sns.color_palette("colorblind")[0], linewidth=2)
+        ax.plot(middle, row, "o", color=sns.color_palette("colorblind")[0])
+        ax.plot([wanted, wanted], [row - 0.35, row + 0.35], color=sns.color_palette("colorblind")[3], linewidth=2)
+    ax.axvline(1, color="black", linewidth=1, linestyle="--")
+    ax.set_yticks(range(len(names)), names, fontsize="x-small")
+    ax.set(xscale="log", xlabel="their time over ours")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.invert_yaxis()
+    return ax
+
+
+def scaling(ax: Axes, title: str, axis: str, series: Mapping[str, Sequence[tuple[int | float, float]]]) -> Axes:
+    """Seconds over a size on logarithmic axes, one line of points for each of `series`."""
+    for color, (name, points) in enumerate(series.items()):
+        sizes, seconds = zip(*points, strict=True)
+        ax.plot(sizes, seconds, "o-", color=sns.color_palette("colorblind")[color], label=name, markersize=4)
+    ax.set(xscale="log", yscale="log", title=title, xlabel=axis, ylabel="seconds")
+    ax.title.set_fontsize("small")
+    ax.tick_params(labelsize="x-small")
+    ax.legend(fontsize="xx-small", frameon=True)
+    return ax

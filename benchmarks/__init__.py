@@ -1,0 +1,1 @@
+"""The library's speed and memory against what one would use instead: `python -m benchmarks --help`."""
