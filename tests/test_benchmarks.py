@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import __main__ as suite
-from benchmarks import limits, pair, probes
+from benchmarks import limits, pair, probes, quick, rebuild
 
 KNOWN = suite.known()
 
@@ -176,7 +176,7 @@ def test_peak_memory_stays_within_a_multiple_of_the_input(name):
 
 def test_every_recorded_row_is_within_its_bound_of_memory():
     table = pd.read_csv(suite.RESULTS)
-    for row in table[table["ours_stopped"].isna()].itertuples():
+    for row in table[table["ours_mib"].notna() & table["ours_stopped"].isna()].itertuples():
         assert row.ours_mib <= KNOWN[row.benchmark].memory * row.input_mib + pair.ROOM, row.benchmark
 
 
@@ -185,7 +185,30 @@ def test_every_recorded_row_is_within_its_bound_of_memory():
 
 def test_every_benchmark_of_the_table_of_results_still_exists_with_its_peer():
     table = pd.read_csv(suite.RESULTS)
-    assert set(zip(table["benchmark"], table["peer"], strict=True)) <= {(name, b.peer) for name, b in KNOWN.items()}
+    there = {(b.name, b.peer) for b in [*KNOWN.values(), rebuild.BENCHMARK]}
+    assert set(zip(table["benchmark"], table["peer"], strict=True)) <= there
+
+
+def test_a_book_of_copies_has_each_study_and_a_title_that_changes(tmp_path):
+    found = rebuild.sources(tmp_path, 6)
+    assert len(set(found)) == 6
+    for study in found:
+        assert (tmp_path / "notebooks" / f"{study}.ipynb").exists()
+        assert (tmp_path / "notebooks" / f"{study}.yml").exists()
+    assert rebuild.STUDY in found
+    file = tmp_path / "notebooks" / f"{rebuild.STUDY}.ipynb"
+    first = rebuild.change(file, 1)
+    assert first in file.read_text()
+    second = rebuild.change(file, 2)
+    assert second in file.read_text()
+    assert first not in file.read_text()
+
+
+def test_what_the_quick_profile_takes_was_measured_for_every_study():
+    rows = json.loads(quick.RESULTS.read_text())["rows"]
+    names = {study.stem for study in rebuild.ROOT.glob("notebooks/*/*.ipynb")}
+    assert {row["what"].partition(",")[0] for row in rows} == names | {"the whole book"}
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_limits_are_rates_above_zero():

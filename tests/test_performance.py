@@ -1,5 +1,7 @@
 """The pages on what the library costs."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -36,7 +38,10 @@ ROW = {
 
 def written(folder, *rows):
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
-    performance.write_speed(folder / "results.csv", folder)
+    whole = [{"what": "grokking", "seconds": 56.25, "target": 60}, {"what": "book", "seconds": 612.0, "target": 600}]
+    quick = {"machine": "Some Processor, 2 cores", "date": "2026-01-02", "commit": "abcdef123456", "rows": whole}
+    (folder / "quick.json").write_text(json.dumps(quick))
+    performance.write_speed(folder / "results.csv", folder / "quick.json", folder)
     return (folder / "speed-targets.md").read_text(), (folder / "speed-machines.md").read_text()
 
 
@@ -47,7 +52,9 @@ def test_the_page_on_speed_is_made_of_the_rows(tmp_path):
     curve = [
         {**ROW, "axis": "m", "size": f"m={m} n=4000", "ours_s": m * 1e-5, "peer_s": m * 1e-6} for m in (1000, 9000)
     ]
-    targets, machines = written(tmp_path, ROW, slow, {**ROW, "benchmark": "late", "ratio": 0.7}, stopped, *curve)
+    whole = {**ROW, "benchmark": "book", "size": "studies=40", "input_mib": "", "ours_mib": "", "peer_mib": ""}
+    late = {**ROW, "benchmark": "late", "ratio": 0.7}
+    targets, machines = written(tmp_path, ROW, slow, late, stopped, whole, *curve)
     lines = {line.split(" | ")[0].strip("| "): line for line in targets.splitlines()}
     assert lines["neighbors"] == (
         "| neighbors | faiss | M 10,000, N 4,000 | 400 ms | 500 ms | 1.25 (1.2 to 1.3) | 0.83, met | "
@@ -55,9 +62,14 @@ def test_the_page_on_speed_is_made_of_the_rows(tmp_path):
     )
     assert "0.83, **missed**" in lines["late"]
     assert "50% of limit, **missed**" in lines["wide"]
+    assert lines["book"].startswith("| book | faiss | studies 40 | ")
+    assert lines["book"].endswith(" of products |  |")
+    quick = (tmp_path / "speed-quick.md").read_text()
+    assert "| grokking | 56.2 | 60, met |\n| book | 612 | 600, **missed** |" in quick
+    assert "2 cores, 2026-01-02, code abcdef123456." in (tmp_path / "speed-quick-machine.md").read_text()
     assert "| over 120 s |" in lines["huge"]
     assert "**missed**" not in lines["huge"]  # nothing to compare with
-    assert "Some Processor, 2 cores, cpu | 6 | 2026-01-02 | abcdef123456 | torch=2, scipy=1" in machines
+    assert "Some Processor, 2 cores, cpu | 7 | 2026-01-02 | abcdef123456 | torch=2, scipy=1" in machines
     for name in ("ratios", "scaling"):
         assert (tmp_path / f"speed-{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -114,7 +114,7 @@ def write_pages() -> None:
     if (scale := book / "results" / "scale.json").exists():
         performance.write_scale(read_record(scale), book / "_generated")
     if (speed := root() / "benchmarks" / "results.csv").exists():
-        performance.write_speed(speed, book / "_generated")
+        performance.write_speed(speed, speed.with_name("quick.json"), book / "_generated")
 
 
 def as_text(cells: Mapping[str, Any]) -> str:

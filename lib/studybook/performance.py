@@ -1,5 +1,6 @@
 """What the library costs, for the pages that say so: sweeps on many workers, and speed against what else there is."""
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,8 +71,8 @@ def _rounded_down(count: int) -> int:
     return count // unit * unit
 
 
-def write_speed(results: Path, folder: Path) -> None:
-    """Tables and figures of what `python -m benchmarks` measured, one machine's newest rows, for the page on speed."""
+def write_speed(results: Path, quick: Path, folder: Path) -> None:
+    """Tables and figures for the page on speed, of what `python -m benchmarks` and `benchmarks.quick` measured."""
     import pandas as pd
 
     table = pd.read_csv(results)
@@ -86,6 +87,13 @@ def write_speed(results: Path, folder: Path) -> None:
         codes = ", ".join(some["commit"].drop_duplicates())
         facts.append((machine, str(len(some)), span, codes, some["versions"].iloc[-1].replace(" ", ", ")))
     _write_table(folder / "speed-machines.md", facts)
+    whole = json.loads(quick.read_text())
+    runs = [("what", "seconds", "target")]
+    for one in whole["rows"]:
+        met = "met" if one["seconds"] < one["target"] else "**missed**"
+        runs.append((one["what"], f"{one['seconds']:.3g}", f"{one['target']}, {met}"))
+    _write_table(folder / "speed-quick.md", runs)
+    write(folder / "speed-quick-machine.md", f"{whole['machine']}, {whole['date']}, code {whole['commit']}.\n")
     _draw_ratios(targets[targets["ratio"].notna()], folder / "speed-ratios.png")
     _draw_scaling(table[table["axis"].notna()], folder / "speed-scaling.png")
 
@@ -108,8 +116,9 @@ def _speed_line(row: Mapping[str, Any]) -> tuple[str, ...]:
     if known(row["share_target"]):
         target = f"{row['share_target']:.0%} of limit, {'met' if row['share'] >= row['share_target'] else '**missed**'}"
     peaks = [f"{row[name]:.0f}" if known(row[name]) else "?" for name in ("ours_mib", "peer_mib")]
-    memory = f"{peaks[0]} and {peaks[1]} MiB for {row['input_mib']:.0f}"
-    size = ", ".join(f"{axis.upper()} {int(n):,}" for axis, n in _sizes(row["size"]).items())
+    memory = f"{peaks[0]} and {peaks[1]} MiB for {row['input_mib']:.0f}" if known(row["input_mib"]) else ""
+    sizes = _sizes(row["size"]).items()
+    size = ", ".join(f"{axis.upper() if len(axis) == 1 else axis} {n:,}" for axis, n in sizes)
     return row["benchmark"], row["peer"], size, seconds("ours"), seconds("peer"), ratio, target, limit, memory
 
 
