@@ -9,14 +9,13 @@ import io
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.pair import Benchmark
+from benchmarks.pair import Benchmark, scratch
 from studybook import data, features, models
 
 
@@ -35,7 +34,7 @@ class Encoded(Dataset):
 
 def photos(n: int) -> tuple:
     """The network, and `n` photos: ImageNet's, repeated; where those are not here, scikit-learn's two."""
-    folder = Path(tempfile.gettempdir(), f"studybook-bench-{os.getpid()}")
+    folder = scratch()
     os.environ["STUDYBOOK_CACHE"] = str(folder)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     try:

@@ -3,7 +3,10 @@
 import contextlib
 import math
 import multiprocessing
+import os
+import shutil
 import statistics
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,6 +178,11 @@ class _Process:
         self.process.join()
 
 
+def scratch(process: int | None = None) -> Path:
+    """A folder for what one side writes, which goes when the side ends."""
+    return Path(tempfile.gettempdir(), f"studybook-bench-{process or os.getpid()}")
+
+
 @contextlib.contextmanager
 def _started(benchmark: Benchmark, run: Callable, size: Size, limits: Limits) -> Iterator[_Process]:
     context = multiprocessing.get_context("spawn")
@@ -187,6 +195,7 @@ def _started(benchmark: Benchmark, run: Callable, size: Size, limits: Limits) ->
     finally:
         process.kill()
         process.join()
+        shutil.rmtree(scratch(process.pid), ignore_errors=True)
 
 
 def _serve(pipe: Connection, benchmark: Benchmark, run: Callable, size: Size) -> None:

@@ -3,14 +3,13 @@
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.pair import Benchmark
+from benchmarks.pair import Benchmark, scratch
 from studybook import data
 
 CIFAR10 = 50_000
@@ -24,7 +23,7 @@ def stored(n: int) -> tuple[Path, object]:
 
     Both have read it once: what is timed is every reading but the first.
     """
-    folder = Path(tempfile.gettempdir(), f"studybook-bench-{os.getpid()}")
+    folder = scratch()
     os.environ["STUDYBOOK_CACHE"] = str(folder / "studybook")
     if n == CIFAR10:
         if FOLDER is None:

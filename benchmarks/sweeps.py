@@ -2,12 +2,10 @@
 
 import os
 import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pair import Benchmark
+from benchmarks.pair import Benchmark, scratch
 from studybook import data, sweep
 
 WORKERS = 2
@@ -23,7 +21,7 @@ def measured(case: dict) -> dict:
 
 
 def cases(n: int, steps: int) -> list[dict]:
-    os.environ["STUDYBOOK_CACHE"] = str(Path(tempfile.gettempdir(), f"studybook-bench-{os.getpid()}"))
+    os.environ["STUDYBOOK_CACHE"] = str(scratch())
     return [{"seed": seed, "steps": steps} for seed in range(n)]
 
 

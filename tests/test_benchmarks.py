@@ -5,6 +5,7 @@ Seconds are not tested.
 
 import json
 import math
+import os
 import time
 
 import numpy as np
@@ -138,6 +139,30 @@ def test_a_side_that_fails_is_an_error_with_its_traceback():
 def test_data_that_are_not_here_are_named():
     with pytest.raises(FileNotFoundError, match="the photos are not here"):
         compared(bench(theirs=absent))
+
+
+def writing(data):
+    folder = pair.scratch()
+    folder.mkdir(exist_ok=True)
+    (folder / "something").write_text("kept")
+    return float(str(folder).rpartition("-")[2])
+
+
+def as_written(one, other):
+    """Both sides give their process's number: different, and neither this one's."""
+    if one == other or os.getpid() in (one, other):
+        raise AssertionError("one process")
+    left.extend([int(one), int(other)])
+
+
+left: list[int] = []
+
+
+def test_what_a_side_wrote_goes_when_it_ends():
+    left.clear()
+    compared(bench(ours=writing, theirs=writing)._replace(same=as_written))
+    assert len(left) >= 4
+    assert not any(pair.scratch(process).exists() for process in left)
 
 
 def different(data):
