@@ -74,6 +74,13 @@ def test_the_page_on_speed_is_made_of_the_rows(tmp_path):
         assert (tmp_path / f"speed-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_before_the_quick_profile_was_measured_the_page_says_so(tmp_path):
+    curve = {**ROW, "axis": "m", "size": "m=10 n=4000"}
+    pd.DataFrame([ROW, curve]).to_csv(tmp_path / "results.csv", index=False)
+    performance.write_speed(tmp_path / "results.csv", tmp_path / "none.json", tmp_path)
+    assert (tmp_path / "speed-quick-machine.md").read_text() == "Not measured yet.\n"
+
+
 def test_the_exponent_of_a_power_law_is_found_and_points_of_a_few_milliseconds_do_not_count():
     points = [(n, 0.01 * (n / 100) ** 1.5) for n in (100, 1_000, 10_000)]
     assert performance.exponent(points) == pytest.approx(1.5)

@@ -87,15 +87,21 @@ def write_speed(results: Path, quick: Path, folder: Path) -> None:
         codes = ", ".join(some["commit"].drop_duplicates())
         facts.append((machine, str(len(some)), span, codes, some["versions"].iloc[-1].replace(" ", ", ")))
     _write_table(folder / "speed-machines.md", facts)
-    whole = json.loads(quick.read_text())
+    _write_quick(quick, folder)
+    _draw_ratios(targets[targets["ratio"].notna()], folder / "speed-ratios.png")
+    _draw_scaling(table[table["axis"].notna()], folder / "speed-scaling.png")
+
+
+def _write_quick(quick: Path, folder: Path) -> None:
+    """What the quick profile takes; before it was first measured, that it was not."""
+    whole = json.loads(quick.read_text()) if quick.exists() else {"rows": []}
     runs = [("what", "seconds", "target")]
     for one in whole["rows"]:
         met = "met" if one["seconds"] < one["target"] else "**missed**"
         runs.append((one["what"], f"{one['seconds']:.3g}", f"{one['target']}, {met}"))
     _write_table(folder / "speed-quick.md", runs)
-    write(folder / "speed-quick-machine.md", f"{whole['machine']}, {whole['date']}, code {whole['commit']}.\n")
-    _draw_ratios(targets[targets["ratio"].notna()], folder / "speed-ratios.png")
-    _draw_scaling(table[table["axis"].notna()], folder / "speed-scaling.png")
+    about = f"{whole['machine']}, {whole['date']}, code {whole['commit']}." if whole["rows"] else "Not measured yet."
+    write(folder / "speed-quick-machine.md", about + "\n")
 
 
 def _speed_line(row: Mapping[str, Any]) -> tuple[str, ...]:
