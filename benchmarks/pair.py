@@ -48,7 +48,8 @@ class Benchmark(NamedTuple):
     axes: Mapping[str, tuple[Size, ...]] = {}  # sizes along one axis, for the scaling curves
     limit: str | None = None  # the measured rate (of `limits`) that bounds ours
     work: Callable[..., float] | None = None  # of size: products, bytes or pictures that the answer needs at least
-    memory: float = 1.0  # most that ours may add to the memory of the input, as a multiple of it
+    memory: float = 1.0  # most that ours may add to the memory of the input, as a multiple of it ...
+    room: float = ROOM  # ... and MiB besides
     pairs: int = 5
 
 

@@ -55,19 +55,19 @@ def test_the_page_on_speed_is_made_of_the_rows(tmp_path):
     whole = {**ROW, "benchmark": "book", "size": "studies=40", "input_mib": "", "ours_mib": "", "peer_mib": ""}
     late = {**ROW, "benchmark": "late", "ratio": 0.7}
     targets, machines = written(tmp_path, ROW, slow, late, stopped, whole, *curve)
-    lines = {line.split(" | ")[0].strip("| "): line for line in targets.splitlines()}
+    lines = {line.split("**")[1]: line for line in targets.splitlines()[2:]}
     assert lines["neighbors"] == (
-        "| neighbors | faiss | M 10,000, N 4,000 | 400 ms | 500 ms | 1.25 (1.2 to 1.3) | 0.83, met | "
-        "60% of products | 300 and 73 MiB for 68 |"
+        "| **neighbors**, faiss (M 10,000, N 4,000) | 400 ms, 500 ms | 1.2 (1.2 to 1.3) | 0.83, met | 60%, products | "
+        "300, 73; 68 |"
     )
     assert "0.83, **missed**" in lines["late"]
     assert "50% of limit, **missed**" in lines["wide"]
-    assert lines["book"].startswith("| book | faiss | studies 40 | ")
-    assert lines["book"].endswith(" of products |  |")
+    assert lines["book"].startswith("| **book**, faiss (studies 40) | ")
+    assert lines["book"].endswith(", products |  |")
     quick = (tmp_path / "speed-quick.md").read_text()
     assert "| grokking | 56.2 | 60, met |\n| book | 612 | 600, **missed** |" in quick
     assert "2 cores, 2026-01-02, code abcdef123456." in (tmp_path / "speed-quick-machine.md").read_text()
-    assert "| over 120 s |" in lines["huge"]
+    assert "| 400 ms, over 120 s |" in lines["huge"]
     assert "**missed**" not in lines["huge"]  # nothing to compare with
     assert "Some Processor, 2 cores, cpu | 7 | 2026-01-02 | abcdef123456 | torch=2, scipy=1" in machines
     for name in ("ratios", "scaling"):

@@ -78,7 +78,7 @@ def write_speed(results: Path, quick: Path, folder: Path) -> None:
     table = pd.read_csv(results)
     machines = table["machine"] + ", " + table["device"]
     targets = table[table["axis"].isna()]
-    rows = [("what", "instead", "size", "ours", "theirs", "ratio", "target", "of the machine's limit", "memory")]
+    rows = [("what, against what", "ours, theirs", "ratio (least to greatest)", "target", "of the limit", "MiB")]
     rows += [_speed_line(row) for row in targets.to_dict("records")]
     _write_table(folder / "speed-targets.md", rows)
     facts = [("machine", "benchmarks", "dates", "code", "versions")]
@@ -113,19 +113,20 @@ def _speed_line(row: Mapping[str, Any]) -> tuple[str, ...]:
 
     ratio, target, limit = "", "", ""
     if known(row["ratio"]):
-        ratio = f"{row['ratio']:.3g} ({row['least']:.3g} to {row['greatest']:.3g})"
+        ratio = f"{row['ratio']:.2g} ({row['least']:.2g} to {row['greatest']:.2g})"
     if known(row["target"]):
         verdict = "" if not known(row["ratio"]) else ", met" if row["ratio"] >= row["target"] else ", **missed**"
         target = f"{row['target']:.2g}{verdict}"
     if known(row["share"]):
-        limit = f"{row['share']:.0%} of {row['limit']}"
+        limit = f"{row['share']:.0%}, {row['limit']}"
     if known(row["share_target"]):
         target = f"{row['share_target']:.0%} of limit, {'met' if row['share'] >= row['share_target'] else '**missed**'}"
     peaks = [f"{row[name]:.0f}" if known(row[name]) else "?" for name in ("ours_mib", "peer_mib")]
-    memory = f"{peaks[0]} and {peaks[1]} MiB for {row['input_mib']:.0f}" if known(row["input_mib"]) else ""
+    memory = f"{peaks[0]}, {peaks[1]}; {row['input_mib']:.0f}" if known(row["input_mib"]) else ""
     sizes = _sizes(row["size"]).items()
     size = ", ".join(f"{axis.upper() if len(axis) == 1 else axis} {n:,}" for axis, n in sizes)
-    return row["benchmark"], row["peer"], size, seconds("ours"), seconds("peer"), ratio, target, limit, memory
+    what = f"**{row['benchmark']}**, {row['peer']} ({size})"
+    return what, f"{seconds('ours')}, {seconds('peer')}", ratio, target, limit, memory
 
 
 def _sizes(text: str) -> dict[str, int]:

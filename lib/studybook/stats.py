@@ -59,14 +59,14 @@ def bootstrap(values: Float[Tensor, " N"], seed: int, level: float = 0.95, resam
     orders = torch.stack([values[torch.randperm(n, generator=generator)] for _ in range(_SHARED)], -1) - mean
     draws = math.ceil(resamples / _SHARED)
     rows = max(1, _DRAWN // n)
-    means = []
+    means = torch.empty(draws, _SHARED, dtype=torch.float64)  # at once: small blocks between large ones fragment memory
     for start in range(0, draws, rows):
         some = min(rows, draws - start)
         picked = torch.randint(n, (some, n), generator=generator) + torch.arange(0, some * n, n)[:, None]
         counts = torch.bincount(picked.flatten(), minlength=some * n).view(some, n)
-        means.append(counts.double() @ orders / n)
+        means[start : start + some] = counts.double() @ orders / n
     tail = (1 - level) / 2
-    ends = mean + torch.cat(means).flatten()[:resamples].quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype))
+    ends = mean + means.flatten()[:resamples].quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype))
     return Interval(float(mean), float(ends[0]), float(ends[1]), n)
 
 
