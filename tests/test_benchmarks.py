@@ -182,7 +182,7 @@ CHECKED = {
     "linear probe, warm": {"n": 20_000, "d": 512, "c": 10, "l": 3},
     "scores": {"n": 1_000_000, "c": 20},
     "temperature": {"e": 20, "n": 10_000, "c": 100},
-    "bootstrap": {"n": 1_000_000},
+    "bootstrap": {"n": 300_000},
     "CIFAR-10 from the cache": {"n": 5_000},
     "64 small networks": {"e": 64},
     "3 ResNet-8": {"e": 2, "n": 2_560},
