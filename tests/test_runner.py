@@ -529,8 +529,7 @@ def test_several_studies_share_the_workers_and_one_that_fails_stops_no_other(sev
     assert again.output.count("(unchanged)") == 2
 
 
-@pytest.mark.parametrize("names", [["coins"], ["coins", "dice"]])
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(("names", "end"), [(["coins"], signal.SIGKILL), (["coins", "dice"], signal.SIGINT)])
 def test_a_run_on_workers_that_is_ended_leaves_nothing_behind_and_goes_on(several, tmp_path, names, end):
     file = several / "notebooks" / "money" / "coins.ipynb"
     for name in names:

@@ -113,7 +113,10 @@ def _speed_line(row: Mapping[str, Any]) -> tuple[str, ...]:
 
     ratio, target, limit = "", "", ""
     if known(row["ratio"]):
-        ratio = f"{row['ratio']:.2g} ({row['least']:.2g} to {row['greatest']:.2g})"
+        middle, least, greatest = (
+            f"{row[name]:.0f}" if row[name] >= 10 else f"{row[name]:.2g}" for name in ("ratio", "least", "greatest")
+        )
+        ratio = f"{middle} ({least} to {greatest})"
     if known(row["target"]):
         verdict = "" if not known(row["ratio"]) else ", met" if row["ratio"] >= row["target"] else ", **missed**"
         target = f"{row['target']:.2g}{verdict}"
