@@ -8,7 +8,6 @@ libraries, ten minutes for the book.
 """
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -43,7 +42,6 @@ def measured(folder: Path) -> list[dict]:
         starts = [start(folder / "notebooks" / f"{study}.ipynb") for _ in range(3)]
         what = f"{study.partition('/')[2]}, starting and loading libraries"
         found.append({"what": what, "seconds": round(statistics.median(starts), 1), "target": TARGETS["start"]})
-    os.environ.pop("STUDYBOOK_WORKERS", None)
     begun = time.perf_counter()
     rebuild.studybook(folder, "run", "--all", "--fresh")
     rebuild.studybook(folder, "build")

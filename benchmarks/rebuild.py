@@ -103,7 +103,8 @@ def jupyter_book(folder: Path) -> None:
 def run(command: list[str], folder: Path, **environment: str) -> None:
     """Raises RuntimeError with the last lines of what was said if it fails."""
     settings = {**os.environ, "STUDYBOOK_CACHE": str(folder / "cache"), **environment}
-    settings.pop("STUDYBOOK_ROOT", None)
+    for name in ("STUDYBOOK_ROOT", "STUDYBOOK_WORKERS"):
+        settings.pop(name, None)
     done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[-3:])} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
@@ -124,8 +125,20 @@ def verdicts(page: Mapping) -> list[tuple[str, str]]:
     return [(claim["name"], claim["verdict"]) for claim in studies.claims(page["cells"])]
 
 
+def check(mine: Path, other: Path, wanted: str) -> None:
+    """Raises AssertionError where a page lacks the change, or the two judge differently."""
+    for folder in (mine, other):
+        if wanted not in (folder / "book" / "_build" / "html" / "studies" / f"{STUDY}.html").read_text():
+            raise AssertionError(f"the page in {folder.name} does not hold {wanted!r}")
+    cache = get_cache(other / "book" / "_build" / ".jupyter_cache")
+    record = cache.match_cache_notebook(nbformat.read(other / "book" / "studies" / f"{STUDY}.ipynb", 4))
+    theirs = verdicts(cache.get_cache_bundle(record.pk).nb)
+    if not theirs or verdicts(json.loads((mine / "book" / "studies" / f"{STUDY}.ipynb").read_text())) != theirs:
+        raise AssertionError("the two pages judge differently")
+
+
 def compare(folder: Path, copies: int, pairs: int) -> list[tuple[float, float]]:
-    """Seconds of both sides, pair by pair. Raises AssertionError where pages lack the change or verdicts differ."""
+    """Seconds of both sides, pair by pair."""
     mine, other = folder / "ours", folder / "peer"
     ours(mine, copies)
     peer(other, copies, mine / "cache")
@@ -142,15 +155,7 @@ def compare(folder: Path, copies: int, pairs: int) -> list[tuple[float, float]]:
             build()
             seconds.append(time.perf_counter() - start)
         found.append((seconds[0], seconds[1]))
-        for html in (mine, other):
-            text = (html / "book" / "_build" / "html" / "studies" / f"{STUDY}.html").read_text()
-            if wanted not in text:
-                raise AssertionError(f"the page in {html.name} does not hold {wanted!r}")
-        source = nbformat.read(other / "book" / "studies" / f"{STUDY}.ipynb", 4)
-        cache = get_cache(other / "book" / "_build" / ".jupyter_cache")
-        theirs = verdicts(cache.get_cache_bundle(cache.match_cache_notebook(source).pk).nb)
-        if not theirs or verdicts(json.loads((mine / "book" / "studies" / f"{STUDY}.ipynb").read_text())) != theirs:
-            raise AssertionError("the two pages judge differently")
+        check(mine, other, wanted)
         print(
             f"ours {seconds[0]:.1f} s, {BENCHMARK.peer} {seconds[1]:.1f} s: {seconds[1] / seconds[0]:.2f}x", flush=True
         )

@@ -46,8 +46,7 @@ def write_scale(found: Mapping[str, Any], folder: Path) -> None:
         ("workers", ("a case takes", "workers, at least 80 % busy"), list(largest.items())),
         ("points", ("a case sleeps", "workers", "efficiency, measured", "model"), points),
     ):
-        lines = [head, ["---"] * len(head), *rows]
-        write(folder / f"scale-{name}.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+        _write_table(folder / f"scale-{name}.md", [head, *rows])
     _draw_scale(costs, sleeping, folder / "scale.png")
 
 
@@ -61,8 +60,7 @@ def _draw_scale(costs: Any, sleeping: Sequence[Mapping[str, Any]], file: Path) -
         name: {r["workers"]: r["efficiency"] for r in sleeping if f"{r['seconds']:g} s" == name} for name in curves
     }
     plots.efficiency(figure.add_subplot(), counts, curves, measured, 0.8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Software": None})
+    _save(figure, file)
 
 
 def _rounded_down(count: int) -> int:
@@ -145,6 +143,11 @@ def _write_table(file: Path, rows: Sequence[Sequence[str]]) -> None:
     write(file, "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Software": None})
+
+
 def _draw_ratios(table: "pd.DataFrame", file: Path) -> None:
     from studybook import plots
 
@@ -153,8 +156,7 @@ def _draw_ratios(table: "pd.DataFrame", file: Path) -> None:
     names = [f"{name}\n{peer}" for name, peer in zip(table["benchmark"], table["peer"], strict=True)]
     spans = [tuple(row) for row in table[["ratio", "least", "greatest", "target"]].to_numpy().tolist()]
     plots.ratios(figure.add_subplot(), names, spans)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Software": None})
+    _save(figure, file)
 
 
 def _draw_scaling(table: "pd.DataFrame", file: Path) -> None:
@@ -173,8 +175,7 @@ def _draw_scaling(table: "pd.DataFrame", file: Path) -> None:
                 power = exponent(points)
                 series[label if power is None else f"{label}, {axis.upper()}^{power:.1f}"] = points
         plots.scaling(figure.add_subplot(-(-len(panels) // columns), columns, i + 1), name, axis.upper(), series)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Software": None})
+    _save(figure, file)
 
 
 def exponent(points: Sequence[tuple[int | float, float]]) -> float | None:
