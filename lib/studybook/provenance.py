@@ -47,6 +47,7 @@ def _library(study: Study) -> str:
     source = ast.parse("\n".join(_code_cells(study.source)))
     modules = {file.stem: ast.parse(file.read_text()) for file in Path(__file__).parent.glob("*.py")}
     named = {name: _named(tree) for name, tree in modules.items()}
+    imported = functools.cache(lambda module: _imported(modules[module]))
     todo, seen = _reached(source, _imported(source), set()), {}
     while todo:
         module, name = todo.pop()
@@ -55,7 +56,7 @@ def _library(study: Study) -> str:
             continue
         node = named[module][name]
         seen[f"{module}.{name}"] = _bare_code(ast.unparse(node))
-        todo |= _reached(node, _imported(modules[module]), {(module, other) for other in named[module]})
+        todo |= _reached(node, imported(module), {(module, other) for other in named[module]})
     return json.dumps(seen, sort_keys=True)
 
 

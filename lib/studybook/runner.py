@@ -167,13 +167,14 @@ def _papermill(study: Study, out: Path, given: Mapping[str, Any]) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        sys.modules.setdefault("rfc3987_syntax", None)  # compiles for seconds grammars of which no notebook has a use
         import papermill
 
         logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # a kernel that died raises, too
 
         papermill.execute_notebook(
             str(study.source), str(out), dict(given), kernel_name="python3", language="python", cwd=str(root()),
-            progress_bar=False,
+            progress_bar=False, request_save_on_cell_execute=False,
         )  # fmt: skip
 
 
