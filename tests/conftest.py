@@ -1,5 +1,6 @@
 """Every test has its own cache folder and no data but what packages ship, unless it asks for more."""
 
+import ast
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +20,37 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def heed_interrupts():
     """For a process about to start: a shell's background jobs, and all that they start, ignore Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+PLAIN = {"tuple", "list", "dict", "range", "len", "sorted", "float", "int", "str", "zip", "frozenset"}
+
+
+def method(study, **parameters):
+    """What a study's notebook defines: its imports, parameters, plain constants and functions, with nothing run.
+
+    For tests of a study's own method: `method("labels/confident-learning-test-errors")["candidates"](...)`.
+    """
+
+    def defines(node):
+        calls = [call for call in ast.walk(node) if isinstance(call, ast.Call)]
+        plain = all(isinstance(call.func, ast.Name) and call.func.id in PLAIN for call in calls)
+        kinds = ast.Import | ast.ImportFrom | ast.FunctionDef
+        return isinstance(node, kinds) or isinstance(node, ast.Assign) and plain
+
+    names = {}
+    cells = nbformat.read(ROOT / "notebooks" / f"{study}.ipynb", 4).cells
+    for cell in (cell for cell in cells if cell.cell_type == "code"):
+        tree = ast.parse(cell.source)
+        tree.body = [node for node in tree.body if defines(node)]
+        for node in tree.body:
+            alone = ast.Module([node], [])
+            try:
+                exec(compile(alone, study, "exec"), names)  # noqa: S102
+            except NameError:
+                assert isinstance(node, ast.Assign), f"{study} defines a function by something that was not run"
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= parameters
+    return names
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ROOT, USERS_ENVIRONMENT
+from conftest import ROOT, USERS_ENVIRONMENT, method
 
 from studybook import studies
 
@@ -39,6 +40,13 @@ def code(cells):
 
 def test_there_are_studies():
     assert STUDIES
+
+
+def test_a_studys_functions_can_be_tested_without_running_it():
+    found = method("probing/knn-vs-linear", SPLITS=2)
+    assert found["rank"](torch.tensor([3, 3, 1, 3])).tolist() == [0, 1, 0, 2]
+    assert found["SPLITS"] == 2
+    assert "table" not in found
 
 
 def test_sources_carry_no_outputs(study):

@@ -15,7 +15,10 @@ from studybook.studies import Study, find, notebook, parameters, results_folder
 
 RUNS = ("plots", "workers", "sweep", "runner")  # modules that change how an executed page looks and none of its numbers
 _WRITES = ("studies", "provenance", "pages", "book", "rendering")  # modules that no number and no executed page needs
-_LOADERS = (("data", "load"), ("data", "pictures"), ("data", "splits"))  # for which the data's fingerprint stands
+_LOADERS = (  # for which the data's fingerprint stands
+    ("data", "load"), ("data", "pictures"), ("data", "splits"),
+    ("published", "files"), ("published", "table"), ("published", "tensor"),
+)  # fmt: skip
 
 
 def inputs(
@@ -135,12 +138,12 @@ def _device_at(scheduler: str, asked: str) -> str:
 
 def data_moved(record: Mapping[str, Any]) -> bool:
     """Whether a set that is here has changed since the record; a set that is not here cannot tell."""
-    from studybook import data
+    from studybook import published
 
     for one in record["sweeps"]:
         for name, mark in (one["data"] or {}).items():
             with contextlib.suppress(FileNotFoundError):
-                if data.fingerprint(name) != mark:
+                if published.mark(name) != mark:
                     return True
     return False
 

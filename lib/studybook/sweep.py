@@ -33,12 +33,13 @@ import numpy as np
 import torch
 
 from studybook import data as sets
-from studybook import workers
+from studybook import published, workers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Case = Mapping[str, Any]
+_LOADERS = (sets.load, sets.pictures, sets.splits, published.files, published.table, published.tensor)
 
 
 class Failure(NamedTuple):
@@ -95,7 +96,7 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
         if missing and os.environ.get("STUDYBOOK_COMPUTE") == "0":
             raise Failed(f"{len(missing)} of {len(cases)} cases are not stored, and this run may compute nothing")
         for name in data if missing and parts["data"] is None else ():
-            sets.fingerprint(name)  # a missing set is one clear error, not one per case
+            published.mark(name)  # a missing set is one clear error, not one per case
         if missing:
             expected = _expected(measure, cases, missing, committed)
             _compute(measure, parts, cases, missing, expected, team, found)
@@ -201,14 +202,14 @@ def reach(function: Callable) -> tuple[str, dict, bool]:
     """What a function depends on: a digest of its source and of the studybook code it reaches (with that code's
     constants), the global values that it and its notebook's functions read, and whether it loads data.
 
-    Docstrings, comments and layout do not count. `data.load`, `data.pictures` and `data.splits` are not looked into:
-    the fingerprint of what they give is part of the key. Raises TypeError for a global whose value cannot be told
-    apart by its content (pass it through the case instead).
+    Docstrings, comments and layout do not count. What loads data (`data.load`, `published.table` and their like) is
+    not looked into: the fingerprint of what it gives is part of the key. Raises TypeError for a global whose value
+    cannot be told apart by its content (pass it through the case instead).
     """
     sources: dict[str, Any] = {}
     values: dict[str, Any] = {}
     todo: list[Any] = [function]
-    loaders = [inspect.unwrap(loader) for loader in (sets.load, sets.pictures, sets.splits)]
+    loaders = [inspect.unwrap(loader) for loader in _LOADERS]
     loads = False
     while todo:
         thing = inspect.unwrap(todo.pop())
@@ -362,7 +363,7 @@ def _fingerprints(names: Sequence[str], team: workers.Team | None) -> dict[str, 
     Then only committed rows can serve.
     """
     try:
-        return {name: sets.fingerprint(name) for name in names}
+        return {name: published.mark(name) for name in names}
     except FileNotFoundError:
         if team:
             with contextlib.suppress(workers.Unfit):

@@ -40,8 +40,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from studybook import data as sets
-from studybook import ensemble
+from studybook import ensemble, published
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -518,7 +517,7 @@ def _crowded(passport: Mapping[str, Any]) -> str:
 def _data_trouble(data: Mapping[str, str]) -> str:
     for name, mark in data.items():
         try:
-            found = sets.fingerprint(name)
+            found = published.mark(name)
         except Exception as error:  # whatever keeps a set from being read: no case could run here
             return f"lacks the data set {name!r}: {error}"
         if found != mark:
@@ -527,7 +526,7 @@ def _data_trouble(data: Mapping[str, str]) -> str:
 
 
 def _fingerprints(names: Sequence[str]) -> dict[str, str]:
-    return {name: sets.fingerprint(name) for name in names}
+    return {name: published.mark(name) for name in names}
 
 
 # ---------------------------------------------------------------- connections
