@@ -124,3 +124,21 @@ def test_scaling_shows_each_series_on_logarithmic_axes(ax):
     assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 1.0], [0.2]]
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "N")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "theirs"]
+
+
+def test_points_are_colored_by_kind_and_the_told_ones_are_named(ax):
+    x, y = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+    plots.points(ax, x, y, ["a", "b", "c"], ["rare", "usual", "usual"], {"b": (5, 5)})
+    usual, rare = (group.get_offsets().tolist() for group in ax.collections)
+    assert [pair[0] for pair in usual] == pytest.approx([0.2, 0.3])
+    assert rare[0] == pytest.approx([0.1, 0.4])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["usual", "rare"]
+    assert [(text.get_text(), text.xy) for text in ax.texts] == [("b", pytest.approx((0.2, 0.5)))]
+
+
+def test_accuracy_axes_are_log_odds_in_percent_with_the_diagonal(ax):
+    plots.accuracy_axes(ax, (0.4, 0.98), (0.15, 0.97))
+    assert (ax.get_xscale(), ax.get_yscale()) == ("logit", "logit")
+    assert ax.lines[0].get_xdata().tolist() == ax.lines[0].get_ydata().tolist() == [0.4, 0.97]
+    ax.figure.canvas.draw()
+    assert [tick.get_text() for tick in ax.get_xticklabels()][:3] == ["50%", "70%", "80%"]

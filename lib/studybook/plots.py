@@ -161,6 +161,55 @@ def intervals(ax: Axes, names: Sequence[str], found: Sequence[Interval], thresho
     return ax
 
 
+def points(
+    ax: Axes,
+    x: Float[Tensor, " N"],
+    y: Float[Tensor, " N"],
+    names: Sequence[str],
+    kinds: Sequence[str],
+    told: Mapping[str, tuple[float, float]],
+) -> Axes:
+    """One dot per named thing (a network), colored and marked by its kind, most frequent kinds first.
+
+    `told` are the names to write beside their dots, each with how far to the right and up, in points of the page.
+    """
+    found = sorted(set(kinds), key=lambda kind: (-list(kinds).count(kind), kind))
+    for color, kind in enumerate(found):
+        rows = torch.tensor([one == kind for one in kinds])
+        shade, marker = sns.color_palette("colorblind")[color % 10], "osD^vPX*<>"[color % 10]
+        ax.scatter(x[rows], y[rows], s=16, marker=marker, color=shade, alpha=0.75, linewidth=0, label=kind)
+    for name, offset in told.items():
+        at = list(names).index(name)
+        right = "left" if offset[0] >= 0 else "right"
+        ax.annotate(
+            name,
+            (float(x[at]), float(y[at])),
+            offset,
+            textcoords="offset points",
+            ha=right,
+            va="center",
+            fontsize="x-small",
+            arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.5},
+        )
+    if len(found) > 1:
+        ax.legend(fontsize="x-small", frameon=True)
+    return ax
+
+
+def accuracy_axes(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> Axes:
+    """Both axes as log-odds of accuracies, from the first to the second, with ticks in percent; a line marks y = x."""
+    ticks = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+    ax.set(xscale="logit", yscale="logit", xlim=x, ylim=y)
+    for axis, (low, high) in ((ax.xaxis, x), (ax.yaxis, y)):
+        axis.set_major_locator(mpl.ticker.FixedLocator([t for t in ticks if low <= t <= high]))
+        axis.set_minor_locator(mpl.ticker.NullLocator())
+        axis.set_major_formatter(mpl.ticker.PercentFormatter(1, 0 if low >= 0.01 and high <= 0.99 else 1))
+    both = [max(x[0], y[0]), min(x[1], y[1])]
+    if both[0] < both[1]:
+        ax.plot(both, both, color="black", linewidth=1, linestyle="--", zorder=0)
+    return ax
+
+
 def efficiency(
     ax: Axes,
     counts: Sequence[int],
