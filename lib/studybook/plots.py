@@ -167,7 +167,7 @@ def points(
     y: Float[Tensor, " N"],
     names: Sequence[str],
     kinds: Sequence[str],
-    told: Mapping[str, tuple[float, float]],
+    told: Mapping[str, tuple[float | int, float | int]],
 ) -> Axes:
     """One dot per named thing (a network), colored and marked by its kind, most frequent kinds first.
 
