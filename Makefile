@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PROFILE ?= quick
 NOTEBOOKS ?= notebooks
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -13,7 +14,7 @@ export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 
 
 help:
 	@echo "make book [PROFILE=standard] [WORKERS=4]   install, run every study at the quick profile, build the book"
-	@echo "make test                      install, run all tests"
+	@echo "make test [JOBS=4]             install, run all tests, in two processes or more"
 	@echo "make bench [ARGS='neighbors --no-scaling']   time the library against its peers (benchmarks/README.md): about an hour"
 	@echo "make lab [NOTEBOOKS=folder] [ARGS='--no-browser --port=8890']   JupyterLab on the notebooks"
 	@echo "make lock                      renew requirements.lock (environment.yml installs it too)"
@@ -35,7 +36,7 @@ book: $(READY)
 	$(BIN)/studybook build
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

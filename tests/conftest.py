@@ -53,6 +53,13 @@ def method(study, **parameters):
     return names
 
 
+def pytest_collection_modifyitems(items):
+    """For several processes (-n 2 --dist loadgroup): a file's tests stay together, and so do all that need the book."""
+    for item in items:
+        book = "users_book" in item.fixturenames or item.path.stem == "test_book"
+        item.add_marker(pytest.mark.xdist_group("book" if book else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDYBOOK_CACHE", str(tmp_path / "cache"))
