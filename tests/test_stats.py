@@ -106,6 +106,13 @@ def test_ranks_equal_scipys_with_ties_and_correlate_as_spearman_does():
     assert float(stats.correlation(stats.ranks(x), stats.ranks(y))) == pytest.approx(known)
 
 
+def test_ranks_of_several_rows_are_those_of_each():
+    x = torch.stack([some(20, seed)[0].round() for seed in range(3)])
+    counts = torch.randint(0, 4, (3, 20), generator=torch.Generator().manual_seed(1)).double()
+    each = [stats.ranks(one, count) for one, count in zip(x, counts, strict=True)]
+    torch.testing.assert_close(stats.ranks(x, counts), torch.stack(each))
+
+
 def test_weights_count_rows():
     x, y = (part.round() for part in some(30))
     counts = torch.randint(0, 4, (5, 30), generator=torch.Generator().manual_seed(1)).double()

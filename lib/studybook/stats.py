@@ -159,11 +159,11 @@ def correlation(
     return (w * dx * dy).sum(-1) / ((w * dx * dx).sum(-1) * (w * dy * dy).sum(-1)).sqrt()
 
 
-def ranks(x: Float[Tensor, " N"], weights: Float[Tensor, "*R N"] | None = None) -> Float[Tensor, "*R N"]:
+def ranks(x: Float[Tensor, "*#R N"], weights: Float[Tensor, "*#R N"] | None = None) -> Float[Tensor, "*R N"]:
     """Ranks from 1, equal values sharing the mean of theirs, among rows that count `weights` times each."""
     w = torch.ones_like(x, dtype=torch.float64) if weights is None else weights.double()
-    below, equal = (x < x[:, None]).double(), (x == x[:, None]).double()
-    return w @ (below + equal / 2).T + 0.5
+    before = (x[..., None, :] < x[..., None]).double() + (x[..., None, :] == x[..., None]).double() / 2
+    return torch.einsum("...ij,...j->...i", before, w) + 0.5
 
 
 def regression(
