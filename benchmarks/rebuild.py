@@ -96,8 +96,10 @@ def peer(folder: Path, copies: int, rows: Path) -> None:
 
 
 def jupyter_book(folder: Path) -> None:
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "--config", "_config.yml"]
-    run(command, folder, STUDYBOOK_CACHE=str(folder / f"rows-{time.time_ns()}"))  # it knows of no stored rows
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "--path-output", "book"]
+    run(
+        [*command, "--config", "_config.yml"], folder, STUDYBOOK_CACHE=str(folder / f"rows-{time.time_ns()}")
+    )  # it knows of no stored rows
 
 
 def run(command: list[str], folder: Path, **environment: str) -> None:
