@@ -201,6 +201,12 @@ def test_clopper_pearson_equals_scipys(trials):
         assert (a, b) == pytest.approx((known.low, known.high), abs=1e-12)
 
 
+def test_clopper_pearson_of_one_number_is_one_interval():
+    low, high = stats.clopper_pearson(torch.tensor(5), 10)
+    assert low.shape == high.shape == ()
+    assert float(low) == pytest.approx(1 - float(high))
+
+
 def test_clopper_pearson_refuses():
     with pytest.raises(ValueError, match="between 0 and trials=10, got \\[11\\]"):
         stats.clopper_pearson(torch.tensor([11]), 10)

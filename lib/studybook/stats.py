@@ -136,8 +136,8 @@ def clopper_pearson(
     if trials < 1 or k.numel() and not (float(k.min()) >= 0 and float(k.max()) <= trials):
         raise ValueError(f"successes must lie between 0 and trials={trials}, got {successes.flatten().tolist()[:5]}")
     tail = (1 - level) / 2
-    low = torch.from_numpy(beta.ppf(tail, k.numpy(), (trials - k + 1).numpy())).where(k > 0, 0.0)
-    high = torch.from_numpy(beta.ppf(1 - tail, (k + 1).numpy(), (trials - k).numpy())).where(k < trials, 1.0)
+    low = torch.as_tensor(beta.ppf(tail, k.numpy(), (trials - k + 1).numpy())).where(k > 0, 0.0)
+    high = torch.as_tensor(beta.ppf(1 - tail, (k + 1).numpy(), (trials - k).numpy())).where(k < trials, 1.0)
     return low, high
 
 
