@@ -53,11 +53,19 @@ def method(study, **parameters):
     return names
 
 
+LONGEST = ("book", "test_workers", "test_runner", "test_benchmarks", "test_course")  # begun first, to end together
+
+
 def pytest_collection_modifyitems(items):
     """For several processes (-n 2 --dist loadgroup): a file's tests stay together, and so do all that need the book."""
-    for item in items:
+
+    def group(item):
         book = "users_book" in item.fixturenames or item.path.stem == "test_book"
-        item.add_marker(pytest.mark.xdist_group("book" if book else item.path.stem))
+        return "book" if book else item.path.stem
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
