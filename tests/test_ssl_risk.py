@@ -136,9 +136,10 @@ def test_parts_without_negative_ones_add_up_to_the_total(study):
 
 
 def test_planted_errors_land_in_their_own_parts(study):
-    shares = study["encoders"]({"seed": 77})["shares"]
-    assert shares.diagonal().min() > 0.5
-    assert shares.argmax(1).tolist() == [0, 1, 2, 3]
+    moves = study["encoders"]({"seed": 77})["moves"]
+    assert (moves.diagonal() / np.abs(moves).sum(1)).min() > 0.5
+    assert moves.diagonal().min() > 1.0
+    assert moves.argmax(1).tolist() == [0, 1, 2, 3]
 
 
 def test_the_published_table_has_the_networks_of_the_paper(study, real_data):
