@@ -106,6 +106,8 @@ def test_a_download_with_other_bytes_is_refused(small, monkeypatch, tmp_path):
 
 def top(case):
     """What a notebook's `measure` may look like."""
+    if case["set"] == "generated":
+        return {"top1": 0.25}
     return {"top1": published.table(case["set"])["top1"].max()}
 
 
@@ -116,6 +118,9 @@ def test_a_sweep_over_a_published_set_is_keyed_by_its_bytes(small):
     assert table["top1"].tolist() == [0.75]
     assert table.attrs["sweep"]["data"] == {"one": published.fingerprint("one")}
     assert sweep.run(top, [{"set": "one"}], data="one").attrs["sweep"]["stored"] == 1
+    generated = sweep.run(top, [{"set": "generated"}], data=())  # says that it loads nothing
+    assert generated["top1"].tolist() == [0.25]
+    assert generated.attrs["sweep"]["data"] == {}
     assert not provenance.data_moved({"sweeps": [table.attrs["sweep"]]})
     assert provenance.data_moved({"sweeps": [{"data": {"one": "another"}}]})
 

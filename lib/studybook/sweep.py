@@ -56,13 +56,16 @@ class Failed(RuntimeError):
     failures: Sequence[Failure] = ()
 
 
-def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Sequence[str] = ()) -> "pd.DataFrame":
+def run(
+    measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Sequence[str] | None = None
+) -> "pd.DataFrame":
     """One row or several per case, in the order of `cases`: the case's own columns first, then the measured ones.
 
     `measure` takes one case (a dict of plain values) and returns a dict, or a list of dicts for several rows; values
-    are numbers, strings, or arrays. `data` names the sets that `measure` loads. The global random state of torch and
-    numpy is set from the case, so results depend neither on order nor on company. Where the environment names Dask
-    workers (see `studybook.workers`) they do the measuring, the longest cases first; this process stores.
+    are numbers, strings, or arrays. `data` names the sets that `measure` loads; `()` says that it loads none for
+    these cases, though its code could. The global random state of torch and numpy is set from the case, so results
+    depend neither on order nor on company. Where the environment names Dask workers (see `studybook.workers`) they do
+    the measuring, the longest cases first; this process stores.
 
     The frame's `attrs["sweep"]` says how many cases were computed, found in the store or taken from committed rows,
     and why those are stale, if they are. A case that raises is noted with its traceback and the rest go on; at the
@@ -72,14 +75,15 @@ def run(measure: Callable[[Case], Any], cases: Sequence[Case], data: str | Seque
     """
     import pandas as pd
 
-    data = (data,) if isinstance(data, str) else tuple(data)
+    named = data is not None
+    data = (data,) if isinstance(data, str) else tuple(data or ())
     cases = [_plain(case) for case in cases]
     if not cases:
         raise ValueError("cases must hold at least one case, got none")
     if len({_json(case) for case in cases}) < len(cases):
         raise ValueError("cases must differ from each other, but some are equal")
     code, values, loads = reach(measure)
-    if loads and not data:
+    if loads and not named:
         raise ValueError("measure loads data, so the sweep must name the sets: sweep.run(measure, cases, data=...)")
     with workers.team(_say) as team:
         parts = {
