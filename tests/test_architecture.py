@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 LIBRARY = ROOT / "lib" / "studybook"
 ORDER = [
-    "data", "published", "synthetic", "models", "ensemble", "features", "probes", "metrics", "calibration", "stats",
+    "data", "published", "synthetic", "corruptions", "models", "ensemble", "features", "probes", "metrics", "calibration", "stats",
     "plots", "ledger", "workers", "sweep", "studies", "provenance", "figures", "pages", "performance", "slides", "book",
     "rendering", "fence", "course", "grading", "runner",
 ]  # fmt: skip
