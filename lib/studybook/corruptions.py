@@ -1,10 +1,9 @@
 """Common corruptions of photos: noise, blur, weather and digital defects at five severities each.
 
 The fifteen of ImageNet-C, written to the definitions in the paper with the severities that its authors published for
-photos of 224 x 224 pixels (`SEVERITIES`). What differs from theirs: frost needs photos of frost, and here it is a made-up
-texture with the brightness, tint and contrast of their photos; snow and motion blur follow ImageMagick's motion kernel
-without ImageMagick; the last bits of interpolation differ. Glass blur does what their code does, which copies a near
-pixel where the paper speaks of an exchange.
+photos of 224 x 224 pixels (`SEVERITIES`). What differs from theirs: frost needs photos of frost, and here it is a
+made-up texture with the brightness, tint and contrast of their photos; snow and motion blur follow ImageMagick's motion
+kernel without ImageMagick. Glass blur does what their code does, which copies a near pixel where an exchange was meant.
 
 Reference: Hendrycks, Dietterich (2019), Benchmarking Neural Network Robustness to Common Corruptions and Perturbations;
 constants from ImageNet-C/create_c/make_imagenet_c.py in their repository, hendrycks/robustness.
