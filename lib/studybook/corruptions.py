@@ -96,7 +96,7 @@ def _gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator) -> 
     return x + deviation * torch.randn(x.shape, generator=generator)
 
 
-def _shot_noise(x: Tensor, photons: float, generator: torch.Generator) -> Tensor:
+def _shot_noise(x: Tensor, photons: int | float, generator: torch.Generator) -> Tensor:
     return torch.poisson(x * photons, generator=generator) / photons
 
 
@@ -108,7 +108,7 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
 # ---------------------------------------------------------------- blur
 
 
-def _defocus_blur(x: Tensor, setting: tuple[int, float], generator: torch.Generator) -> Tensor:
+def _defocus_blur(x: Tensor, setting: tuple[int, int | float], generator: torch.Generator) -> Tensor:
     kernel = _disk(*setting)
     pad = kernel.shape[-1] // 2
     padded = F.pad(x[:, None], (pad,) * 4, mode="reflect")
@@ -130,7 +130,7 @@ def _disk(radius: int, softness: float) -> Tensor:
     return torch.from_numpy(soft)
 
 
-def _glass_blur(x: Tensor, setting: tuple[float, int, int], generator: torch.Generator) -> Tensor:
+def _glass_blur(x: Tensor, setting: tuple[int | float, int, int], generator: torch.Generator) -> Tensor:
     """Blurred, each pixel replaced by a near one, from the last to the first, blurred again.
 
     The authors' line exchanges two rows of an array by views of them, which copies one onto the other.
@@ -148,7 +148,7 @@ def _glass_blur(x: Tensor, setting: tuple[float, int, int], generator: torch.Gen
     return _smoothed(x.flatten(1)[:, at].reshape(x.shape), deviation)
 
 
-def _smoothed(x: Tensor, deviation: float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
+def _smoothed(x: Tensor, deviation: int | float, mode: str = "nearest", truncate: float = 4.0) -> Tensor:
     """The last two axes through a Gaussian."""
     from scipy.ndimage import gaussian_filter
 
@@ -156,11 +156,11 @@ def _smoothed(x: Tensor, deviation: float, mode: str = "nearest", truncate: floa
     return torch.from_numpy(gaussian_filter(x.numpy(), sigma, mode=mode, truncate=truncate))
 
 
-def _motion_blur(x: Tensor, setting: tuple[int, float], generator: torch.Generator) -> Tensor:
+def _motion_blur(x: Tensor, setting: tuple[int, int | float], generator: torch.Generator) -> Tensor:
     return _moved(x, *setting, angle=_uniform(-45, 45, generator))
 
 
-def _moved(x: Tensor, radius: int, deviation: float, angle: float) -> Tensor:
+def _moved(x: Tensor, radius: int, deviation: int | float, angle: float) -> Tensor:
     """Half a Gaussian along a line of 2 * radius + 1 pixels, edges repeated; the angle is in degrees."""
     steps = torch.arange(2 * radius + 1, dtype=torch.float64)
     weights = torch.exp(-(steps**2) / (2 * deviation**2))
@@ -177,12 +177,12 @@ def _moved(x: Tensor, radius: int, deviation: float, angle: float) -> Tensor:
     return out
 
 
-def _zoom_blur(x: Tensor, setting: tuple[int, float], generator: torch.Generator) -> Tensor:
+def _zoom_blur(x: Tensor, setting: tuple[int, int | float], generator: torch.Generator) -> Tensor:
     zooms, step = setting
     return (x + sum(_zoomed(x, 1 + i * step) for i in range(zooms))) / (zooms + 1)
 
 
-def _zoomed(x: Tensor, factor: float) -> Tensor:
+def _zoomed(x: Tensor, factor: int | float) -> Tensor:
     """The middle of the photo, enlarged to its size; bilinear, corners on corners."""
     height, width = x.shape[-2:]
     inner = [math.ceil(side / factor) for side in (height, width)]
@@ -208,7 +208,7 @@ def _snow(x: Tensor, setting: tuple, generator: torch.Generator) -> Tensor:
     return x + flakes + flakes.flip(-1, -2)
 
 
-def _frost(x: Tensor, setting: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _frost(x: Tensor, setting: tuple[int | float, int | float], generator: torch.Generator) -> Tensor:
     return setting[0] * x + setting[1] * _ice(x.shape[-2], x.shape[-1], generator)[: x.shape[0]]
 
 
@@ -229,7 +229,7 @@ def _ice(height: int, width: int, generator: torch.Generator) -> Tensor:
     return torch.stack([brightness - tint, brightness, brightness + tint / 2]).clamp(0, 1)
 
 
-def _fog(x: Tensor, setting: tuple[float, float], generator: torch.Generator) -> Tensor:
+def _fog(x: Tensor, setting: tuple[int | float, int | float], generator: torch.Generator) -> Tensor:
     weight, decay = setting
     height, width = x.shape[-2:]
     brightest = float(x.max())
@@ -237,7 +237,7 @@ def _fog(x: Tensor, setting: tuple[float, float], generator: torch.Generator) ->
     return (x + weight * fog) * brightest / (brightest + weight)
 
 
-def _plasma(side: int, decay: float, generator: torch.Generator) -> Tensor:
+def _plasma(side: int, decay: int | float, generator: torch.Generator) -> Tensor:
     """Heights in [0, 1] on a square grid of at least `side` points a side that closes on itself.
 
     Middles of squares, then of their edges, are the mean of four neighbors plus noise that shrinks by `decay` each
@@ -280,7 +280,7 @@ def _contrast(x: Tensor, left: float, generator: torch.Generator) -> Tensor:
     return (x - mean) * left + mean
 
 
-def _elastic_transform(x: Tensor, setting: tuple[float, float, float], generator: torch.Generator) -> Tensor:
+def _elastic_transform(x: Tensor, setting: tuple[int | float, ...], generator: torch.Generator) -> Tensor:
     """Three points near the middle are moved, and all with them (an affine map); then every pixel by a smooth field."""
     strength, smoothness, shift = setting
     height, width = x.shape[-2:]
@@ -326,7 +326,7 @@ def _jpeg_compression(x: Tensor, quality: int, generator: torch.Generator) -> Te
 # ---------------------------------------------------------------- parts
 
 
-def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+def _uniform(low: int | float, high: int | float, generator: torch.Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
