@@ -36,7 +36,7 @@ book: $(READY)
 	$(BIN)/studybook build
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --no-loadscope-reorder
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)

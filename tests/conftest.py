@@ -53,19 +53,26 @@ def method(study, **parameters):
     return names
 
 
-LONGEST = ("book", "test_workers", "test_runner", "test_benchmarks", "test_course")  # begun first, to end together
+BOOK = ("test_book", "test_course", "test_notebooks")  # these read the built book, which only one process may make
+LONGEST = (*BOOK, "test_workers", "test_runner", "test_benchmarks")  # begun first, so that processes end together
 
 
 def pytest_collection_modifyitems(items):
-    """For several processes (-n 2 --dist loadgroup): a file's tests stay together, and so do all that need the book."""
+    """The longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
-    def group(item):
-        book = "users_book" in item.fixturenames or item.path.stem == "test_book"
-        return "book" if book else item.path.stem
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With several processes (-n 2): a file's tests stay together, and so do the files that need the book."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = Path(nodeid.partition("::")[0]).stem
+            return "book" if name in BOOK else name
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
