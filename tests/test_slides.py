@@ -77,6 +77,21 @@ def test_discussion_has_the_questions_and_keeps_the_points_for_the_speaker(made)
     assert re.search(r'<aside class="notes">.*?Usual guess: heads', text, re.S)
 
 
+def test_without_a_module_the_exercises_are_discussed_without_their_answers(tmp_path):
+    study = studies.find("calibration")
+    record = json.loads((ROOT / "book" / "results" / "calibration" / "quick" / "run.json").read_text())
+    text = (
+        "## Exercises\n\n1. *Is a coin\nfair?*\n\n<details><summary>Answer</summary>\n\n1. Never.\n\n</details>\n\n"
+        "2. *Are two?*\n\n<details>\n\nNor they.\n\n</details>\n"
+    )
+    cells = [{"cell_type": "markdown", "metadata": {}, "source": text}]
+    made = slides.slides(pages.Entry(study, record, ()), {"cells": cells}, "", tmp_path).read_text()
+    assert re.findall(r"Discussion, \d of \d", made) == ["Discussion, 1 of 2", "Discussion, 2 of 2"]
+    assert "fair?" in made
+    assert "Never" not in made
+    assert "Nor they" not in made
+
+
 def test_figures_are_files_beside_the_slides_with_their_alt_text(made):
     _, file, text = made
     (image,) = re.findall(r"<img [^>]+>", text)

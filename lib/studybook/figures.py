@@ -109,7 +109,8 @@ def _mapping(theme: Theme, least: float) -> Callable[[re.Match], str]:
         if max(rgb) - min(rgb) <= _GREY:
             ground, ink = _channels(theme.ground), _channels(theme.ink)
             share = sum(rgb) / 3 / 255  # 1: ground
-            return _hex(tuple(round(g * share + i * (1 - share)) for g, i in zip(ground, ink, strict=True)))
+            mixed = tuple(round(g * share + i * (1 - share)) for g, i in zip(ground, ink, strict=True))
+            return _readable(mixed, theme, least) if least == TEXT else _hex(mixed)  # pale lines are meant to be pale
         return _readable(rgb, theme, least)
 
     return color
