@@ -520,3 +520,12 @@ def test_a_set_is_here_if_it_can_be_read(tmp_path, monkeypatch):
     assert not data.here("cifar10")
     with pytest.raises(ValueError, match="nothing"):
         data.here("nothing")
+
+
+def test_packaged_photos_are_what_a_person_sees_and_stay_the_same():
+    photos = data.photos()
+    names = [photos.classes[y].split(",")[0] for y in photos.y.tolist()]
+    assert names == ["tabby", "espresso", "missile", "moped", "tripod", "palace"]
+    assert len(photos.classes) == 1000
+    assert [len(data.pixels(file)) for file in photos.files] == [3, 3, 3, 3, 1, 3]
+    assert photos.fingerprint == data.photos().fingerprint

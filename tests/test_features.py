@@ -688,3 +688,20 @@ def test_a_fingerprint_changes_with_one_weight_one_buffer_one_name_and_the_type(
     assert marks[3] == marks[0]  # a layer without weights
     assert len(set(marks)) == 5
     assert features.fingerprint(nn.ReLU()) == features.fingerprint(nn.Sequential())
+
+
+def test_prepared_pictures_are_timms_own_and_what_embed_sees():
+    from PIL import Image
+    from timm.data import create_transform, resolve_model_data_config
+
+    net = models.backbone("tf_efficientnet_lite0.packaged")
+    photos = data.photos()
+    x = features.prepared(net, photos)
+    transform = create_transform(**resolve_model_data_config(net), is_training=False)
+    assert x.shape == (6, 3, 224, 224)
+    for one, file in zip(x, photos.files, strict=True):
+        with Image.open(file) as picture:
+            assert transform(picture.convert("RGB")).equal(one)
+    with torch.no_grad():
+        said = net(x).softmax(1)
+    assert (said.gather(1, photos.y[:, None])[:, 0] > 0.15).all()

@@ -142,3 +142,22 @@ def test_accuracy_axes_are_log_odds_in_percent_with_the_diagonal(ax):
     assert ax.lines[0].get_xdata().tolist() == ax.lines[0].get_ydata().tolist() == [0.4, 0.97]
     ax.figure.canvas.draw()
     assert [tick.get_text() for tick in ax.get_xticklabels()][:3] == ["50%", "70%", "80%"]
+
+
+def test_an_attribution_is_red_for_and_blue_against_full_at_the_limit(ax):
+    values = torch.tensor([[2.0, 0.0], [-1.0, 4.0]])
+    plots.attribution(ax, values, 2.0, "cat", torch.full((3, 2, 2), 100, dtype=torch.uint8))
+    photo, over = ax.images
+    assert photo.get_array().tolist() == [[100, 100], [100, 100]]
+    assert over.get_clim() == (-2, 2)
+    assert over.get_alpha().round(3).tolist() == [[1, 0], [0.707, 1]]
+    assert over.cmap(over.norm(2.0))[0] > over.cmap(over.norm(2.0))[2]
+    plots.attribution_scale([ax], 2.0, "share")
+    assert ax.figure.axes[1].get_ylabel() == "share"
+    assert ax.figure.axes[1].get_ylim() == (-2, 2)
+
+
+def test_an_attribution_alone_is_drawn_solid(ax):
+    plots.attribution(ax, torch.tensor([[2.0, 0.0]]), 2.0, "cat")
+    assert len(ax.images) == 1
+    assert ax.images[0].get_alpha() is None

@@ -169,6 +169,31 @@ def pictures(name: str, split: str = "train") -> Pictures:
     return Pictures(*source.read(), _short(source.digest))
 
 
+_PHOTOS = {  # what a person sees on them, as a class of ImageNet
+    "skimage/data/chelsea.png": 281,
+    "skimage/data/coffee.png": 967,
+    "skimage/data/rocket.jpg": 657,
+    "skimage/data/motorcycle_left.png": 665,
+    "skimage/data/camera.png": 872,
+    "sklearn/datasets/images/china.jpg": 698,
+}
+
+
+def photos() -> Pictures:
+    """Six photos that scikit-image and scikit-learn ship: tabby cat, espresso, missile, moped, tripod, palace.
+
+    Labels are classes of ImageNet, as a person sees them, `classes` all of its names. For quick looks at networks that
+    know ImageNet; six photos measure nothing.
+    """
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    files = [Path(str(importlib.util.find_spec(name.partition("/")[0]).origin)).parents[1] / name for name in _PHOTOS]
+    marks = "".join(_digest(file.read_bytes()) for file in files)
+    classes = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    return Pictures(files, torch.tensor(list(_PHOTOS.values())), classes, _digest(marks.encode()))
+
+
 def pixels(file: Path | bytes | Tensor) -> UInt8[Tensor, "C H W"]:
     """One of the files of `pictures`, decoded: one channel if it is grey, else three; a tensor comes back as it is.
 

@@ -153,6 +153,25 @@ def embed(backbone: nn.Module, images: data.Images | data.Pictures, exact: bool 
     return found.to(plan.device)
 
 
+def prepared(backbone: nn.Module, images: data.Images | data.Pictures) -> Float[Tensor, "N C H W"]:
+    """Pictures as `backbone` wants them: resized, cropped and normalized as its configuration in timm says.
+
+    All at once, for networks that somebody looks into; `embed` streams. Raises ValueError for a damaged picture.
+    """
+    from PIL import Image
+    from timm.data import create_transform
+
+    about = _preparation(backbone)
+    transform, mode = create_transform(**about, is_training=False), "RGB" if about["input_size"][0] == 3 else "L"
+    files = images.files if isinstance(images, data.Pictures) else images.x
+    found = []
+    for file in files:
+        pixels = data.pixels(file)
+        picture = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
+        found.append(transform(picture.convert(mode)))
+    return torch.stack(found)
+
+
 def precision(count: int, exact: bool = False) -> str:
     """How `embed` computes the features of `count` pictures on this machine: device, precision, compiled or not."""
     return _plan(count, exact).precision

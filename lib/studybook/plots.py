@@ -107,6 +107,31 @@ def photo(ax: Axes, pixels: UInt8[Tensor, "C H W"], title: str, color: int | Non
     return ax
 
 
+def attribution(
+    ax: Axes, values: Float[Tensor, "H W"], limit: float, title: str, pixels: UInt8[Tensor, "C H W"] | None = None
+) -> Axes:
+    """A signed map: red speaks for the class, blue against, full at `limit`, which maps to be compared share.
+
+    With `pixels` it lies over the picture in grey, the more solid the larger it is; else on white.
+    """
+    if pixels is not None:
+        ax.imshow(pixels.double().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)
+    solid = (values.abs() / limit).clamp(max=1).double()
+    ax.imshow(
+        values.numpy(), cmap="vlag", vmin=-limit, vmax=limit, alpha=None if pixels is None else solid.sqrt().numpy()
+    )
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.set_title(title, fontsize="x-small")
+    return ax
+
+
+def attribution_scale(axes: Sequence[Axes], limit: float, label: str) -> None:
+    """The color scale that the maps on `axes` share."""
+    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(-limit, limit), "vlag")
+    axes[0].figure.colorbar(scale, ax=list(axes), label=label, shrink=0.8)
+
+
 def heatmap(
     ax: Axes, values: Float[Tensor, "Y X"], rows: Sequence[str], columns: Sequence[str], limit: float | None = None
 ) -> Axes:
