@@ -529,3 +529,15 @@ def test_packaged_photos_are_what_a_person_sees_and_stay_the_same():
     assert len(photos.classes) == 1000
     assert [len(data.pixels(file)) for file in photos.files] == [3, 3, 3, 3, 1, 3]
     assert photos.fingerprint == data.photos().fingerprint
+
+
+def test_a_photo_of_ones_own_takes_the_place_of_the_packaged_ones(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (5, 4), "red").save(tmp_path / "mine.png")
+    mine = data.photos(str(tmp_path / "mine.png"))
+    assert [data.pixels(file).shape for file in mine.files] == [(3, 4, 5)]
+    assert len(mine.y) == 0
+    assert mine.fingerprint != data.photos().fingerprint
+    with pytest.raises(FileNotFoundError, match="there is no picture 'none.png'"):
+        data.photos("none.png")

@@ -179,19 +179,27 @@ _PHOTOS = {  # what a person sees on them, as a class of ImageNet
 }
 
 
-def photos() -> Pictures:
+def photos(own: str = "") -> Pictures:
     """Six photos that scikit-image and scikit-learn ship: tabby cat, espresso, missile, moped, tripod, palace.
 
     Labels are classes of ImageNet, as a person sees them, `classes` all of its names. For quick looks at networks that
-    know ImageNet; six photos measure nothing.
+    know ImageNet; six photos measure nothing. With `own`, the path of a picture, that one instead, and no labels.
+    Raises FileNotFoundError if there is none.
     """
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
-    files = [Path(str(importlib.util.find_spec(name.partition("/")[0]).origin)).parents[1] / name for name in _PHOTOS]
+    if own and not Path(own).is_file():
+        raise FileNotFoundError(f"there is no picture {own!r}; give the path of a photo (JPEG, PNG, ...)")
+    files = (
+        [Path(own)]
+        if own
+        else [Path(str(importlib.util.find_spec(name.partition("/")[0]).origin)).parents[1] / name for name in _PHOTOS]
+    )
     marks = "".join(_digest(file.read_bytes()) for file in files)
     classes = tuple(info.index_to_description(i) for i in range(info.num_classes()))
-    return Pictures(files, torch.tensor(list(_PHOTOS.values())), classes, _digest(marks.encode()))
+    labels = torch.tensor([] if own else list(_PHOTOS.values()), dtype=torch.long)
+    return Pictures(files, labels, classes, _digest(marks.encode()))
 
 
 def pixels(file: Path | bytes | Tensor) -> UInt8[Tensor, "C H W"]:
