@@ -17,9 +17,9 @@ from benchmarks.pair import Benchmark, Result, Size
 from studybook import workers
 
 RESULTS = Path(__file__).with_name("results.csv")
-TOPICS = ("probes", "metrics", "intervals", "sets", "ensembles", "descent", "features", "sweeps")
+TOPICS = ("probes", "metrics", "intervals", "sets", "ensembles", "descent", "features", "explanations", "sweeps")
 KEY = ["benchmark", "axis", "size", "machine", "device"]
-PEERS = ("scikit-learn", "faiss-cpu", "torchmetrics", "netcal", "scipy", "datasets", "timm", "joblib")
+PEERS = ("scikit-learn", "faiss-cpu", "torchmetrics", "netcal", "scipy", "datasets", "timm", "captum", "joblib")
 
 
 def known() -> dict[str, Benchmark]:
