@@ -380,7 +380,6 @@ def test_a_case_that_raises_is_not_repeated_and_keeps_traceback_worker_and_case(
 def kills(case):
     noted(case)
     if case["a"] == 1:
-        time.sleep(0.5)  # Dask's nanny gives a worker up that dies while it starts
         os.kill(os.getpid(), signal.SIGKILL)
     return {"b": 0}
 
@@ -395,6 +394,14 @@ def test_a_case_that_kills_its_workers_is_tried_four_times_and_the_others_finish
     tries = Counter((tmp_path / "log").read_text().split())
     assert tries["1"] in (4, 8)  # 8 if a case that waited behind it died with it each time
     assert len(list((data.cache_folder() / "rows").glob("*/*.json"))) == 5
+
+
+def test_a_local_worker_that_is_long_in_coming_back_is_waited_for(tmp_path, monkeypatch):
+    from dask import config
+
+    with workers.local(1, threads=1):
+        assert config.get("distributed.deploy.lost-worker-timeout") == "300 days"
+    assert config.get("distributed.deploy.lost-worker-timeout") != "300 days"
 
 
 def test_a_case_that_waited_behind_one_that_kills_is_not_blamed_for_it(tmp_path, monkeypatch):

@@ -158,6 +158,11 @@ def team(say: Callable[[str], None] = lambda words: None) -> Iterator["Team | No
         yield Team(client, say)
 
 
+# Dask gives up a worker that is not there 15 s after it died, though a new one may take longer to start on a busy machine,
+# or have died again; then nobody is left to measure
+_PATIENCE = {"distributed.deploy.lost-worker-timeout": "300 days"}
+
+
 @contextlib.contextmanager
 def local(count: int, threads: int | None = None, share_gpu: bool = False) -> Iterator[str]:
     """The address of a scheduler on loopback with `count` workers of this machine, gone at the end.
@@ -196,7 +201,7 @@ def local(count: int, threads: int | None = None, share_gpu: bool = False) -> It
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
     with contextlib.ExitStack() as stack:
         with _interrupts_held():
-            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": spawning}))
+            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": spawning, **_PATIENCE}))
             cluster = SpecCluster(workers=specs, scheduler=scheduler, asynchronous=False)
             stack.callback(cluster.close)
         yield cluster.scheduler_address
