@@ -94,13 +94,42 @@ def real_data(monkeypatch):
     return SHARED
 
 
+DRAWN = ROOT / "build" / "drawn"  # a copy of the project, in which tests build the book: nobody's own pages are touched
+
+
+def copied(folder):
+    """The project's files, committed or not, brought into `folder`; gives the environment of commands on that copy."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    there = {name: (ROOT / name).read_bytes() for name in names if name and (ROOT / name).is_file()}
+    listed = folder / "build" / "files"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    for name in listed.read_text().split("\0") if listed.exists() else []:
+        if name not in there:
+            (folder / name).unlink(missing_ok=True)
+    listed.write_text("\0".join(there))
+    for name, content in there.items():
+        file = folder / name
+        if not file.exists() or file.read_bytes() != content:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    rows = folder / "build" / "rows"
+    return {**USERS_ENVIRONMENT, "STUDYBOOK_ROOT": str(folder), "STUDYBOOK_CACHE": str(rows), "STUDYBOOK_DATA": ""}
+
+
 @pytest.fixture(scope="session")
-def users_book():
-    """What `make book` does, with the user's own environment and store: run what has changed, build the book."""
+def drawn_book():
+    """The environment of commands on a built book whose studies were drawn from committed rows, without data.
+
+    Pages and records are in `DRAWN / "book" / "studies"`, the site in `DRAWN / "book" / "_build" / "html"`. What has
+    not changed is not drawn again.
+    """
+    environment = copied(DRAWN)
     command = [sys.executable, "-m", "studybook.runner"]
-    for words in (["run", "--all"], ["build"]):
-        done = subprocess.run([*command, *words], cwd=ROOT, env=USERS_ENVIRONMENT, capture_output=True, text=True)
+    for words in (["run", "--all", "--profile", "standard", "--drawn"], ["build"]):
+        done = subprocess.run([*command, *words], cwd=DRAWN, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+    return environment
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import DRAWN, ROOT
 from nbgrader.api import Gradebook
 
 from studybook import course, runner, studies
@@ -308,7 +308,7 @@ def all_text(folder):
 
 
 @pytest.mark.slow
-def test_the_built_site_holds_no_solution_and_its_notebooks_no_answer(users_book):
+def test_the_built_site_holds_no_solution_and_its_notebooks_no_answer(drawn_book):
     lines = set().union(*(regions(name, kind) for name in NAMES for kind in ("SOLUTION", "HIDDEN TESTS")))
     answers = set()
     for study in studies.known().values():
@@ -316,7 +316,7 @@ def test_the_built_site_holds_no_solution_and_its_notebooks_no_answer(users_book
         found = re.findall(r"<summary>Answer</summary>\n\n(.+?)\n", text)
         assert found
         answers |= set(found)
-    site = ROOT / "book" / "_build" / "html"
+    site = DRAWN / "book" / "_build" / "html"
     offered = 0
     for file, text in all_text(site):
         plain = re.sub(r"<[^>]+>", "", text)

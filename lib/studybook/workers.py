@@ -158,8 +158,8 @@ def team(say: Callable[[str], None] = lambda words: None) -> Iterator["Team | No
         yield Team(client, say)
 
 
-# Dask gives up a worker that is not there 15 s after it died, though a new one may take longer to start on a busy machine,
-# or have died again; then nobody is left to measure
+# Dask gives up a worker that is not there 15 s after it died, though a new one may take longer to start on a busy
+# machine, or have died again; then nobody is left to measure
 _PATIENCE = {"distributed.deploy.lost-worker-timeout": "300 days"}
 
 
