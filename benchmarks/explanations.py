@@ -21,7 +21,7 @@ def prepared(n: int, steps: int) -> tuple:
 
 def ours(data: tuple) -> torch.Tensor:
     network, x, target, steps = data
-    return explanations.integrated_gradients(network, x, target, steps=steps, batch=16)
+    return explanations.integrated_gradients(network, x, target, steps=steps)
 
 
 def by_captum(data: tuple) -> torch.Tensor:

@@ -71,13 +71,14 @@ def integrated_gradients(
     baseline: Float[Tensor, "#N ..."] | None = None,
     steps: int = 64,
     rule: Literal["gauss", "right", "middle"] = "gauss",
-    batch: int = 64,
+    batch: int = 16,
 ) -> Float[Tensor, "N ..."]:
     """Slopes averaged along the straight line from `baseline` (default: zeros) to x, times the difference.
 
     The sum over inputs nears the difference of the target's logits at both ends as `steps` grow (`completeness`).
     `rule` places the steps: "gauss" (Gauss-Legendre), "right" (the paper's sum) or "middle". Points of all paths go
-    through the network together, `batch` at a time, with batch norm folded into convolutions, channels last.
+    through the network together, `batch` at a time (few suit a processor's cache, a graphics card wants hundreds), with
+    batch norm folded into convolutions, channels last.
 
     Reference: Sundararajan, Taly, Yan (2017), Axiomatic Attribution for Deep Networks.
     """
