@@ -216,8 +216,8 @@ def test_every_benchmark_of_the_table_of_results_still_exists_with_its_peer():
 
 
 def test_a_book_of_copies_has_each_study_and_a_title_that_changes(tmp_path):
-    found = rebuild.sources(tmp_path, 6)
-    assert len(set(found)) == 6
+    found = rebuild.sources(tmp_path, 40)
+    assert len(set(found)) == 40
     for study in found:
         assert (tmp_path / "notebooks" / f"{study}.ipynb").exists()
         assert (tmp_path / "notebooks" / f"{study}.yml").exists()
