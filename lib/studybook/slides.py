@@ -10,7 +10,7 @@ from typing import Any
 
 from studybook import figures
 from studybook.pages import Entry
-from studybook.studies import Problem, write
+from studybook.studies import Problem, notebook, write
 
 CLAIMS_A_SLIDE = 4
 TEMPLATES = Path(__file__).parent / "templates"  # nbconvert's
@@ -90,14 +90,14 @@ def _story(shown: Entry, executed: Mapping[str, Any], module: str, folder: Path)
         head = "| claim | the paper | here, with its 95 % interval | verdict |\n| --- | --- | --- | --- |\n"
         yield "## What held\n\n" + head + "\n".join(rows), "slide"
     questions = re.findall(r"^\d+\. (.+?)\n(?=\n|:::|$)", section(module, "Discussion"), re.M | re.S)
-    questions = questions or _exercises(executed)
+    questions = questions or exercises(notebook(shown.study.source))
     for i, question in enumerate(questions, 1):
         yield f"## Discussion, {i} of {len(questions)}\n\n{question.strip()}", "slide"
 
 
-def _exercises(executed: Mapping[str, Any]) -> list[str]:
-    """The study's own questions without their answers, for a study that no module of the course is on."""
-    texts = ("".join(cell["source"]) for cell in executed["cells"] if cell["cell_type"] == "markdown")
+def exercises(source: Mapping[str, Any]) -> list[str]:
+    """The questions in a study's notebook without their answers, for a study that no module of the course is on."""
+    texts = ("".join(cell["source"]) for cell in source["cells"] if cell["cell_type"] == "markdown")
     asked = "\n".join(section(text, "Exercises") for text in texts)
     asked = re.sub(r"<details.*?</details>", "", asked, flags=re.S)
     return [question.strip() for question in re.findall(r"^\d+\. (.+?)\n\n", asked + "\n\n", re.M | re.S)]
