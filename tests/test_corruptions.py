@@ -216,3 +216,52 @@ def test_refusals_name_what_came_and_what_is_allowed():
         corruptions.corrupted(x[:, :28, :28], "fog", 1, seeded())
     with pytest.raises(ValueError, match=r"floats in \[0, 1\], got torch.float32 from"):
         corruptions.corrupted(2 * x, "fog", 1, seeded())
+
+
+# ---------------------------------------------------------------- photos of 32 pixels
+
+
+@pytest.fixture(scope="module")
+def small():
+    coarse = torch.rand(2, 3, 8, 8, generator=seeded(1))
+    return torch.nn.functional.interpolate(coarse, 32, mode="bilinear")
+
+
+def test_small_photos_lose_more_with_each_severity_and_nothing_at_zero(small):
+    for name in corruptions.SMALL:
+        found = [corruptions.corrupted_small(small, name, severity, seeded(5)) for severity in range(6)]
+        assert found[0].equal(small)
+        moved = [distance(small, one) for one in found]
+        assert moved[1] > 0 or name == "elastic_transform"
+        assert moved[5] > moved[1] or name == "elastic_transform"  # whose shift falls while its warp grows
+        assert all(one.shape == small.shape and 0 <= float(one.min()) <= float(one.max()) <= 1 for one in found)
+
+
+def test_small_corruptions_are_milder_than_those_for_large_photos(small):
+    for name in ("gaussian_noise", "shot_noise", "impulse_noise", "contrast", "pixelate", "jpeg_compression"):
+        mild, strong = (
+            make(small, name, 3, seeded(2)) for make in (corruptions.corrupted_small, corruptions.corrupted)
+        )
+        assert distance(small, mild) < distance(small, strong)
+
+
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
+def test_small_defocus_is_opencvs_disk(small, severity):
+    from scipy.ndimage import correlate, correlate1d
+
+    radius, softness = corruptions.SMALL["defocus_blur"][severity - 1]
+    at = np.arange(-8, 9)
+    disk = (at[:, None] ** 2 + at**2 <= radius**2).astype(float)
+    weights = np.exp(-(np.arange(-1, 2) ** 2) / (2 * softness**2))
+    for axis in (0, 1):
+        disk = correlate1d(disk, weights / weights.sum(), axis, mode="mirror")
+    disk /= disk.sum()
+    wanted = np.stack([correlate(channel, disk, mode="mirror") for channel in small[0].double().numpy()])
+    found = corruptions.corrupted_small(small[0], "defocus_blur", severity, seeded())
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+def test_small_refusals_are_those_of_large_photos(small):
+    for severity, name, words in ((6, "fog", "severity must be"), (1, "rain", "name must be one of")):
+        with pytest.raises(ValueError, match=words):
+            corruptions.corrupted_small(small, name, severity, seeded())

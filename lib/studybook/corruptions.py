@@ -80,6 +80,55 @@ def corrupted(
     return torch.stack(made).reshape(x.shape)
 
 
+SMALL: Mapping[str, tuple] = {  # as SEVERITIES, for photos of 32 x 32 pixels
+    "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
+    "shot_noise": (500, 250, 100, 75, 50),
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),
+    "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+    "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+    "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+    "zoom_blur": ((6, 0.01), (11, 0.01), (16, 0.01), (21, 0.01), (26, 0.01)),
+    "snow": (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),
+    "frost": ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+    "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+    "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+    "elastic_transform": (
+        (0, 0, 32 * 0.08),
+        (32 * 0.05, 32 * 0.2, 32 * 0.07),
+        (32 * 0.08, 32 * 0.06, 32 * 0.06),
+        (32 * 0.1, 32 * 0.04, 32 * 0.05),
+        (32 * 0.1, 32 * 0.03, 32 * 0.03),
+    ),
+    "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+    "jpeg_compression": (80, 65, 58, 50, 40),
+}
+
+
+def corrupted_small(
+    x: Float[Tensor, "*N C H W"], name: str, severity: int, generator: torch.Generator
+) -> Float[Tensor, "*N C H W"]:
+    """`corrupted` with the severities of `SMALL`, which are meant for 32 pixels a side: CIFAR-10-C's.
+
+    Constants from ImageNet-C/create_c/make_cifar_c.py in the authors' repository. Raises as `corrupted` does.
+    """
+    if severity not in range(6):
+        raise ValueError(f"severity must be a whole number from 0 to 5, got severity={severity}")
+    x = corrupted(x, name, 0, generator)  # checked, and as it was
+    if severity == 0:
+        return x
+    make = _defocus_small if name == "defocus_blur" else _MAKERS[name]
+    setting = SMALL[name][severity - 1]
+    made = [make(photo, setting, generator).clamp(0, 1).to(x) for photo in x.reshape(-1, *x.shape[-3:])]
+    return torch.stack(made).reshape(x.shape)
+
+
 def jpeg(x: Float[Tensor, "C H W"], quality: int) -> Float[Tensor, "C H W"]:
     """A photo in [0, 1] as it is after saving and reading it as JPEG; it is rounded down to 8 bits first."""
     from PIL import Image
@@ -113,6 +162,17 @@ def _defocus_blur(x: Tensor, setting: tuple[int, int | float], generator: torch.
     pad = kernel.shape[-1] // 2
     padded = F.pad(x[:, None], (pad,) * 4, mode="reflect")
     return F.conv2d(padded, kernel[None, None].to(x))[:, 0]
+
+
+def _defocus_small(x: Tensor, setting: tuple[int | float, int | float], generator: torch.Generator) -> Tensor:
+    """The same for circles within 3 x 3 pixels, whose radius need not be whole."""
+    radius, softness = setting
+    at = torch.arange(-1, 2).double()
+    circle = (at[:, None] ** 2 + at**2 <= radius**2).double()
+    edge = torch.exp(-(at**2) / (2 * softness**2))
+    soft = torch.outer(edge, edge) / edge.sum() ** 2
+    kernel = F.conv2d((circle / circle.sum())[None, None], soft[None, None], padding=2)
+    return F.conv2d(F.pad(x[:, None], (2,) * 4, mode="reflect"), kernel.to(x))[:, 0]
 
 
 def _disk(radius: int, softness: float) -> Tensor:
