@@ -10,6 +10,7 @@ branches) and because relevance needs the rules of deep Taylor decomposition. Th
 
 import contextlib
 import copy
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -27,13 +28,6 @@ _SMALL = 1e-6  # differences below it count as none: a slope instead of a quotie
 _RECTIFIERS: dict[Any, tuple[float, float]] = {
     function: (0.0, torch.inf) for function in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 } | {F.relu6: (0.0, 6.0)}
-_CURVES = {
-    function: function
-    for function in (F.elu, F.leaky_relu, F.silu, F.gelu, F.softplus, F.tanh, torch.tanh, torch.sigmoid, F.sigmoid)
-} | {Tensor.tanh: torch.tanh, Tensor.sigmoid: torch.sigmoid}
-_POOLS = (F.avg_pool2d, F.adaptive_avg_pool2d, Tensor.mean, torch.mean)
-_SUMS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, operator.add)
-_PRODUCTS = (torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__, torch.matmul, Tensor.matmul)
 
 
 class Rule(NamedTuple):
@@ -485,12 +479,12 @@ class _Propagated(_Rewired):
             return _Handed.apply(args[0], curve, None, False)
         if function in (F.linear, F.conv2d):
             return self.linear(function, *args, **options)
-        if function in _POOLS:
+        if function in _pools():
             pool = _with(function, args, options)
             return _Handed.apply(args[0], pool, lambda x: [(x, pool)], False)
-        if function in _SUMS and len(args) == 2 and not options and _moving(args) == 2:
+        if function in _sums() and len(args) == 2 and not options and _moving(args) == 2:
             return _Split.apply(*torch.broadcast_tensors(*args))
-        if function in _PRODUCTS and _moving(args) == 1 and isinstance(args[0], Tensor) and args[0].requires_grad:
+        if function in _products() and _moving(args) == 1 and isinstance(args[0], Tensor) and args[0].requires_grad:
             return _Handed.apply(args[0], _with(function, args, options), None, False)
         return None
 
@@ -531,9 +525,32 @@ def _nonlinearity(function: Any, args: tuple, options: dict) -> Callable[[Tensor
     """What `function` does to its first argument, if it is a nonlinearity that takes its inputs one by one."""
     if (bounds := _bounds(function, args, options)) is not None:
         return lambda x: x.clamp(*bounds)
-    if function in _CURVES:
-        return _with(_CURVES[function], args, {name: value for name, value in options.items() if name != "inplace"})
+    if (curve := _curves().get(function)) is not None:
+        return _with(curve, args, {name: value for name, value in options.items() if name != "inplace"})
     return None
+
+
+@functools.cache
+def _curves() -> dict[Any, Any]:
+    """Smooth nonlinearities, by every name that they are called by; functions, since a sweep's key holds no methods."""
+    named = (F.elu, F.leaky_relu, F.silu, F.gelu, F.softplus, F.tanh, torch.tanh, torch.sigmoid, F.sigmoid)
+    return {function: function for function in named} | {Tensor.tanh: torch.tanh, Tensor.sigmoid: torch.sigmoid}
+
+
+@functools.cache
+def _pools() -> tuple:
+    return F.avg_pool2d, F.adaptive_avg_pool2d, Tensor.mean, torch.mean
+
+
+@functools.cache
+def _sums() -> tuple:
+    return torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, operator.add
+
+
+@functools.cache
+def _products() -> tuple:
+    names = torch.mul, Tensor.mul, Tensor.mul_, Tensor.__mul__, Tensor.__imul__
+    return *names, torch.matmul, Tensor.matmul
 
 
 def _with(function: Any, args: tuple, options: dict) -> Callable[[Tensor], Tensor]:
@@ -548,7 +565,7 @@ def _moving(args: tuple) -> int:
 def _refuse(function: Any, args: tuple, rule: str, maximum: bool = False) -> None:
     name = getattr(function, "__name__", "")
     norm = name in ("batch_norm", "group_norm", "layer_norm", "instance_norm") and rule == "relevance"
-    product = function in _PRODUCTS and _moving(args) == 2
+    product = function in _products() and _moving(args) == 2
     if norm or product or "softmax" in name or maximum and "max_pool" in name:
         raise ValueError(
             f"{rule} has no rule for {name.strip('_')}; the rules cover convolutions (with batch norm right behind), "
