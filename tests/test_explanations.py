@@ -263,6 +263,17 @@ def test_randomized_copies_lose_layer_after_layer_from_the_top(some):
     assert all(value.equal(before[name]) for name, value in net.state_dict().items())
 
 
+def test_randomized_copies_may_be_few(some):
+    net = network()
+    every = dict(explanations.randomized(net, 1))
+    few = dict(explanations.randomized(net, 1, ["3", "8"]))
+    assert list(few) == ["8", "3"]
+    for name, one in few.items():
+        assert all(a.equal(b) for a, b in zip(one.parameters(), every[name].parameters(), strict=True))
+    with pytest.raises(ValueError, match="no layer with parameters is called 4"):
+        list(explanations.randomized(net, 1, ["4", "8"]))
+
+
 def test_similarity_is_spearmans():
     from scipy.stats import spearmanr
 

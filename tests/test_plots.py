@@ -155,6 +155,8 @@ def test_an_attribution_is_red_for_and_blue_against_full_at_the_limit(ax):
     plots.attribution_scale([ax], 2.0, "share")
     assert ax.figure.axes[1].get_ylabel() == "share"
     assert ax.figure.axes[1].get_ylim() == (-2, 2)
+    plots.attribution_scale([ax], 2.0, "share", signed=False)
+    assert ax.figure.axes[2].get_ylim() == (0, 2)
 
 
 def test_an_attribution_alone_is_drawn_solid(ax):

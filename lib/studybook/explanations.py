@@ -310,25 +310,29 @@ def remove_and_retrain(
     return torch.stack([retrain(*left) for left in parts])
 
 
-def randomized(model: nn.Module, seed: int) -> Iterator[tuple[str, nn.Module]]:
+def randomized(model: nn.Module, seed: int, at: Sequence[str] | None = None) -> Iterator[tuple[str, nn.Module]]:
     """Copies of `model` whose layers have lost what they learned, from the last one to the first, one more each time.
 
-    Yields the name of the layer that was added, and the copy. A layer loses what it learned when the entries of
-    each of its parameters change places: so the size of activations stays what it was, which new initial
-    weights would not keep in a network with stored statistics of batch norm. Attributions that stay as they were do
-    not depend on what was learned.
+    Yields the name of the layer that was added, and the copy; with `at` only at these layers (those between are lost
+    too), in their own order. A layer loses what it learned when the entries of each of its parameters change places:
+    so the size of activations stays what it was, which new initial weights would not keep in a network with stored
+    statistics of batch norm. Attributions that stay as they were do not depend on what was learned. Raises ValueError
+    for a layer that does not exist or has no parameters.
 
     Reference: Adebayo et al. (2018), Sanity Checks for Saliency Maps, the cascading randomization.
     """
     generator = torch.Generator().manual_seed(seed)
     network = copy.deepcopy(model)
     layers = [(name, part) for name, part in network.named_modules() if list(part.parameters(recurse=False))]
+    if missing := sorted(set(at or ()) - {name for name, _ in layers}):
+        raise ValueError(f"no layer with parameters is called {', '.join(missing)}; the last is {layers[-1][0]}")
     for name, layer in reversed(layers):
         with torch.no_grad():
             for values in layer.parameters(recurse=False):
                 order = torch.randperm(values.numel(), generator=generator).to(values.device)
                 values.copy_(values.flatten()[order].view_as(values))
-        yield name, copy.deepcopy(network)
+        if at is None or name in at:
+            yield name, copy.deepcopy(network)
 
 
 def similarity(a: Float[Tensor, "N ..."], b: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:

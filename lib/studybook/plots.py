@@ -126,10 +126,11 @@ def attribution(
     return ax
 
 
-def attribution_scale(axes: Sequence[Axes], limit: float, label: str) -> None:
-    """The color scale that the maps on `axes` share."""
+def attribution_scale(axes: Sequence[Axes], limit: float, label: str, signed: bool = True) -> None:
+    """The color scale that the maps on `axes` share; without `signed` the half for the class alone."""
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(-limit, limit), "vlag")
-    axes[0].figure.colorbar(scale, ax=list(axes), label=label, shrink=0.8)
+    bar = axes[0].figure.colorbar(scale, ax=list(axes), label=label, shrink=0.8)
+    bar.ax.set_ylim(-limit if signed else 0, limit)
 
 
 def heatmap(
