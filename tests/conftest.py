@@ -26,7 +26,7 @@ PLAIN = {"tuple", "list", "dict", "range", "len", "sorted", "float", "int", "str
 
 
 def method(study, **parameters):
-    """What a study's notebook defines: its imports, parameters, plain constants and functions, with nothing run.
+    """What a study's notebook defines: imports, parameters, plain constants, functions and classes, with nothing run.
 
     For tests of a study's own method: `method("labels/confident-learning-test-errors")["candidates"](...)`.
     """
@@ -34,7 +34,7 @@ def method(study, **parameters):
     def defines(node):
         calls = [call for call in ast.walk(node) if isinstance(call, ast.Call)]
         plain = all(isinstance(call.func, ast.Name) and call.func.id in PLAIN for call in calls)
-        kinds = ast.Import | ast.ImportFrom | ast.FunctionDef
+        kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef
         return isinstance(node, kinds) or isinstance(node, ast.Assign) and plain
 
     names = {}

@@ -499,3 +499,19 @@ def test_rows_stored_one_array_at_a_time_are_still_read(tmp_path):
     np.savez_compressed(tmp_path / "rows.npz", **{"0.0.curve": np.array([1.0, 2.0])})
     (entry,) = sweep.read_rows(tmp_path)
     np.testing.assert_array_equal(entry["rows"][0]["curve"], [1.0, 2.0])
+
+
+def test_a_table_by_functions_has_the_same_key_in_every_process_or_none():
+    codes = []
+    assert sweep._plain_value("TABLE", {torch.relu: 1, counted: 2}, codes) == sweep._plain_value(
+        "TABLE", {torch.relu: 1, counted: 2}, []
+    )
+    assert not any("0x" in key for key in sweep._plain_value("TABLE", {torch.relu: 1, counted: 2}, []))
+    assert codes == [counted]
+    assert sweep._plain_value("TABLE", {torch.nn.ReLU: 1}, []) == {str(torch.nn.ReLU): 1}
+    with pytest.raises(TypeError, match="reads the global TABLE, a method_descriptor, which cannot become part"):
+        sweep._plain_value("TABLE", {torch.Tensor.relu: 1}, [])
+
+
+def counted(case):
+    return {"b": case["a"]}

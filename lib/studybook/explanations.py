@@ -25,9 +25,6 @@ from studybook import features
 from studybook.stats import correlation
 
 _SMALL = 1e-6  # differences below it count as none: a slope instead of a quotient
-_RECTIFIERS: dict[Any, tuple[float, float]] = {
-    function: (0.0, torch.inf) for function in (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
-} | {F.relu6: (0.0, 6.0)}
 
 
 class Rule(NamedTuple):
@@ -522,7 +519,14 @@ def _bounds(function: Any, args: tuple, options: dict) -> tuple[float, float] | 
     if function is F.hardtanh:
         ends = dict(zip(("min_val", "max_val"), args[1:3], strict=False)) | options
         return ends.get("min_val", -1.0), ends.get("max_val", 1.0)
-    return _RECTIFIERS.get(function)
+    return _rectifiers().get(function)
+
+
+@functools.cache
+def _rectifiers() -> dict[Any, tuple[float, float]]:
+    """Where rectifiers stop; tables of functions stand in functions, since they cannot be part of a sweep's key."""
+    named = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+    return {function: (0.0, torch.inf) for function in named} | {F.relu6: (0.0, 6.0)}
 
 
 def _nonlinearity(function: Any, args: tuple, options: dict) -> Callable[[Tensor], Tensor] | None:
@@ -536,7 +540,7 @@ def _nonlinearity(function: Any, args: tuple, options: dict) -> Callable[[Tensor
 
 @functools.cache
 def _curves() -> dict[Any, Any]:
-    """Smooth nonlinearities, by every name that they are called by; functions, since a sweep's key holds no methods."""
+    """Smooth nonlinearities, by every name that they are called by."""
     named = (F.elu, F.leaky_relu, F.silu, F.gelu, F.softplus, F.tanh, torch.tanh, torch.sigmoid, F.sigmoid)
     return {function: function for function in named} | {Tensor.tanh: torch.tanh, Tensor.sigmoid: torch.sigmoid}
 
