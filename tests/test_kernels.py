@@ -85,11 +85,41 @@ def test_a_wide_network_has_these_kernels():
     assert ((nngp.mean(0) - expected.nngp).abs() / (nngp.std(0) / math.sqrt(drawn))).max() < 4.5
 
 
+def test_a_wide_convolutional_network_has_this_kernel():
+    x = rows(3, 2 * 4 * 5).view(3, 2, 4, 5)
+    weight, bias, channels, drawn = 1.3, 0.2, 256, 60
+    found = []
+    for seed in range(drawn):
+        generator = torch.Generator().manual_seed(seed)
+        h = x
+        for inner in (2, channels):
+            w = torch.randn(channels, inner, 3, 3, generator=generator).double()
+            b = torch.randn(channels, generator=generator).double()
+            h = torch.nn.functional.conv2d(h, weight / math.sqrt(9 * inner) * w, bias * b, padding=1).relu()
+        h = h.flatten(1)
+        found.append(weight**2 * h @ h.T / h.shape[1] + bias**2)  # its last layer's covariance, given the others
+    found = torch.stack(found)
+    expected = kernels.convolutional(x, x, 2, weight, bias)
+    assert ((found.mean(0) - expected).abs() / (found.std(0) / math.sqrt(drawn))).max() < 4.5
+    assert ((found.mean(0) / expected - 1).abs() < 0.02).all()
+
+
+def test_pictures_of_one_pixel_are_rows_of_a_wide_network():
+    """Only the middle of the 3 x 3 weights meets the picture, so a convolution's weight counts a ninth."""
+    x, z = rows(4, 3), rows(2, 3, seed=1)
+    found = kernels.convolutional(x.view(4, 3, 1, 1), z.view(2, 3, 1, 1), 1, 3.0)
+    close(found, 9 * kernels.wide(x, z, 2, "relu", 1.0).nngp)
+
+
 def test_rows_at_a_time_change_nothing(monkeypatch):
     x, z = rows(7, 4), rows(5, 4, seed=1)
     whole = kernels.wide(x, z, 4)
     monkeypatch.setattr(kernels, "_ROWS", 10)
     close(kernels.wide(x, z, 4).ntk, whole.ntk)
+    pictures = rows(5, 12).view(5, 1, 3, 4)
+    few = kernels.convolutional(pictures, pictures, 2)
+    monkeypatch.undo()
+    close(few, kernels.convolutional(pictures, pictures, 2))
 
 
 def test_a_row_of_zeros_has_no_kernel_and_no_nan():
@@ -179,6 +209,7 @@ def test_at_great_depth_the_kernel_is_finite_and_its_own_is_the_sum():
         ),
         (lambda: kernels.wide(rows(2, 3) * math.nan, rows(2, 3), 2), "x must be finite, got NaN or infinity"),
         (lambda: kernels.wide(rows(2, 3), rows(2, 3), 2, "relu", -1.0), "weight and bias are deviations, 0 or more"),
+        (lambda: kernels.convolutional(rows(2, 4).view(2, 1, 2, 2), rows(2, 4).view(2, 1, 2, 2), 0), "depth must be 1"),
         (lambda: kernels.hermite(torch.sin, 9, nodes=8), "terms must be 1 to nodes=8, got 9"),
         (lambda: kernels.dual([1.0, 0.0]), "coefficients must be finite, one past the first not 0"),
         (lambda: list(kernels.layers(kernels.RELU, torch.ones(1).double(), 1)), "log_cosine must be logarithms"),
