@@ -158,7 +158,7 @@ def test_one_segment_is_refused():
         ("PHOTOS", "mine", "PHOTOS must be packaged or imagenet-samples, got 'mine'"),
         ("COUNT", 7, "COUNT must be 3 to 6 for packaged photos, got 7"),
         ("FEW", 20, "FEW must be 3 to 12"),
-        ("MANY", "5, 60", "MANY must rise and begin above FEW=7, got 5, 60"),
+        ("MANY", "5, 60", "MANY must rise and begin above FEW=6, got 5, 60"),
         ("CALLS", 1, "CALLS must be at least 20, got 1"),
         ("SIZE", 8, "SIZE must be 64 to 224, got 8"),
     ],
