@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -339,6 +339,29 @@ def similarity(a: Float[Tensor, "N ..."], b: Float[Tensor, "N ..."]) -> Float[Te
     from scipy.stats import rankdata
 
     return correlation(*(torch.from_numpy(rankdata(part.flatten(1).cpu().numpy(), axis=1)) for part in (a, b)))
+
+
+def segments(pixels: UInt8[Tensor, "C H W"], count: int) -> Int[Tensor, "H W"]:
+    """Superpixels of a picture, numbered from 0 without gaps: as many as SLIC makes of it, but at most `count`.
+
+    SLIC (of scikit-image, compactness 10) takes the wanted number as a hint and usually makes fewer; so it is asked
+    for more and more, up to twice `count`, and the largest result that is not too large is taken. Raises ValueError
+    for a count below 2.
+
+    Reference: Achanta, Shaji, Smith, Lucchi, Fua, Süsstrunk (2012), SLIC Superpixels.
+    """
+    if count < 2:
+        raise ValueError(f"segments needs a count of at least 2, got {count}")
+    from skimage.segmentation import slic
+
+    picture = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy() / 255
+    best = torch.zeros(pixels.shape[1:], dtype=torch.long)
+    for asked in range(2 if count < 16 else count // 2, 2 * count + 1, max(1, count // 20)):
+        found = torch.from_numpy(slic(picture, n_segments=asked, compactness=10, sigma=1, start_label=0))
+        found = found.unique(return_inverse=True)[1]
+        if best.max() < found.max() < count:
+            best = found
+    return best
 
 
 class _Guided(torch.autograd.Function):
