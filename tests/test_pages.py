@@ -215,6 +215,12 @@ def test_rows_become_csv_with_case_values_first_and_arrays_as_json():
     assert float(found[2]["x"]) == 0.3
 
 
+def test_an_array_too_long_for_a_cell_is_told_by_its_shape():
+    rows = [{"case": {}, "rows": [{"map": np.zeros((50, 1000)), "curve": np.zeros(3)}]}]
+    (found,) = csv.DictReader(io.StringIO(pages.rows_csv(rows)))
+    assert found == {"map": "50 x 1000 values, too many for a cell", "curve": "[0.0, 0.0, 0.0]"}
+
+
 def test_claims_as_json_and_csv_say_the_same(study):
     facts = pages.claim_facts([entry(study), entry(study, "standard")._replace(stale=["library"])])
     assert [fact["id"] for fact in facts] == ["coins/c/quick", "coins/c/standard"]

@@ -508,6 +508,7 @@ def test_a_table_by_functions_has_the_same_key_in_every_process_or_none():
     )
     assert not any("0x" in key for key in sweep._plain_value("TABLE", {torch.relu: 1, counted: 2}, []))
     assert codes == [counted]
+    assert sweep._plain_value("TABLE", {torch.nn.ReLU: 1}, []) == {str(torch.nn.ReLU): 1}
     with pytest.raises(TypeError, match="reads the global TABLE, a method_descriptor, which cannot become part"):
         sweep._plain_value("TABLE", {torch.Tensor.relu: 1}, [])
 

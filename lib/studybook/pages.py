@@ -437,8 +437,14 @@ def _made(shown: Entry, entries: Sequence[Entry], tables: Mapping[str, Sequence[
     )
 
 
+_CELL = 100_000  # characters; Python's csv refuses more than 131,072
+
+
 def rows_csv(entries: Sequence[Mapping[str, Any]]) -> str:
-    """A sweep's rows as CSV: the case's values, then what was measured; arrays as JSON to six digits."""
+    """A sweep's rows as CSV: the case's values, then what was measured; arrays as JSON to six digits.
+
+    Of an array whose text is longer than readers of CSV take, only the shape is told.
+    """
     lines = [{**entry["case"], **row} for entry in entries for row in entry["rows"]]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     out = io.StringIO()
@@ -449,9 +455,13 @@ def rows_csv(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
+    shape = " x ".join(map(str, getattr(value, "shape", ())))
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return json.dumps(_short(value)) if isinstance(value, list | dict | tuple) else value
+    if not isinstance(value, list | dict | tuple):
+        return value
+    text = json.dumps(_short(value))
+    return text if len(text) <= _CELL else f"{shape or len(value)} values, too many for a cell"
 
 
 def _short(value: Any) -> Any:

@@ -555,7 +555,8 @@ def _plain_value(name: str, value: Any, codes: list[Any]) -> Any:
     if isinstance(value, functools.partial):
         return [_plain_value(name, part, codes) for part in (value.func, list(value.args), value.keywords)]
     if isinstance(value, Mapping):
-        keys = (_plain_value(name, key, codes) if callable(key) else key for key in value)
+        # the text of a function or method holds its address, another one in every process; a class's does not
+        keys = (key if isinstance(key, type) or not callable(key) else _plain_value(name, key, codes) for key in value)
         return {str(key): _plain_value(name, part, codes) for key, part in zip(keys, value.values(), strict=True)}
     if isinstance(value, list | tuple | range):
         return [_plain_value(name, part, codes) for part in value]
