@@ -8,6 +8,8 @@ import torch
 from conftest import method
 from scipy import integrate
 
+from studybook import studies
+
 STUDY = "theory/depth-to-width-effective-theory"
 
 
@@ -65,3 +67,21 @@ def test_shapes_have_the_parameters_asked_for():
     for depth in (2, 8, 32):
         net = names["network"](names["size"](depth, 20_000), depth, True)
         assert sum(p.numel() for p in net.parameters()) == pytest.approx(20_000, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("WIDTHS", "64, 32", "WIDTHS must list two or more rising positive numbers, got 64, 32"),
+        ("GAINS", "1.1, 1.2", "GAINS must hold one below 1 and one above, got 1.1, 1.2"),
+        ("DEEPEST", 2.0, r"DEEPEST in \(0, 1\]"),
+    ],
+)
+def test_wrong_parameters_are_refused_in_a_sentence(name, value, message):
+    cells = studies.notebook(studies.find("depth-to-width-effective-theory").source)["cells"]
+    sources = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    settings = {}
+    exec(sources[0], settings)
+    settings[name] = value
+    with pytest.raises(ValueError, match=message):
+        exec(sources[1], settings)
