@@ -240,7 +240,7 @@ def test_slides_show_claims_figures_and_verdicts_and_move_with_the_keys(page, st
     drawn = page.evaluate(pictures)
     assert len(drawn) >= 3
     assert all(width > 0 and alt > 40 for width, alt in drawn)
-    assert sum(text.startswith("Discussion") for text in texts) >= 4
+    assert sum(text.startswith("Discussion") for text in texts) >= 3  # at least a study's own exercises
     assert page.wrong == []
 
 

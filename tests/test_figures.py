@@ -1,5 +1,6 @@
 import base64
 import io
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -75,6 +76,20 @@ def test_every_line_can_be_seen(theme, color):
         assert figures.contrast(found, theme.ground) >= figures.LINES - 0.05
     if figures.contrast(color, theme.ground) >= figures.LINES and max(rgb) - min(rgb) > figures._GREY:
         assert color in figures.themed(line, theme)
+
+
+@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK], ids=lambda theme: theme.name)
+def test_a_grey_curve_can_be_seen_and_a_grid_stays_pale(drawn, theme):
+    grey = "#b2b2b2"
+    svg = drawn(lambda ax: (ax.plot([1, 2], color=grey, lw=1.5), ax.plot([2, 1], color=grey, lw=0.8)))
+    strokes = re.findall(r'id="line2d_\d+">\s*<path [^>]*stroke: (#[0-9a-f]{6})[^>]*stroke-width: ([\d.]+)', svg)
+    assert (grey, "1.5") in strokes
+    found = re.findall(
+        r'id="line2d_\d+">\s*<path [^>]*stroke: (#[0-9a-f]{6})[^>]*stroke-width: ([\d.]+)', figures.themed(svg, theme)
+    )
+    contrasts = {width: figures.contrast(color, theme.ground) for color, width in found}
+    assert contrasts["1.5"] >= figures.LINES
+    assert contrasts["0.8"] < figures.LINES
 
 
 def test_a_heat_maps_cells_and_the_numbers_in_them_stay_as_they_are(drawn):

@@ -13,6 +13,7 @@ TEXT = 4.5  # least contrast of text (WCAG 2.2, 1.4.3)
 _SVG = "http://www.w3.org/2000/svg"
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}\b")
 _GREY = 12  # channels that differ by no more count as grey
+_WIDE = 1.2  # points; lines of a grid and of guides are narrower
 
 
 class Theme(NamedTuple):
@@ -73,8 +74,8 @@ def size(svg: str) -> tuple[float, float]:
 Box = tuple[float, float, float, float]
 
 
-def _recolor(node: ET.Element, theme: Theme, shaded: Box | None) -> None:
-    """`shaded` is the place of a heat map or photo that this axes shows."""
+def _recolor(node: ET.Element, theme: Theme, shaded: Box | None, line: bool = False) -> None:
+    """`shaded` is the place of a heat map or photo that this axes shows; `line`: the node belongs to a line."""
     name = node.get("id", "")
     if name.startswith("QuadMesh") or node.tag == f"{{{_SVG}}}image":
         return
@@ -87,14 +88,14 @@ def _recolor(node: ET.Element, theme: Theme, shaded: Box | None) -> None:
         for attribute in ("style", "fill", "stroke"):
             if value := part.get(attribute):
                 least = TEXT if text else LINES if _solid(part) else 1.0
-                part.set(attribute, _COLOR.sub(_mapping(theme, least), value))
+                part.set(attribute, _COLOR.sub(_mapping(theme, least, text or line and _curve(part)), value))
     if text:
         for part in node.iter():  # glyphs without a color of their own are black
             if part.tag == f"{{{_SVG}}}g" and part.get("transform") and "fill" not in (part.get("style") or ""):
                 part.set("style", f"fill: {theme.ink}; {part.get('style') or ''}".strip())
         return
     for child in node:
-        _recolor(child, theme, shaded)
+        _recolor(child, theme, shaded, name.startswith("line2d_"))
 
 
 def _solid(part: ET.Element) -> bool:
@@ -103,14 +104,20 @@ def _solid(part: ET.Element) -> bool:
     return not re.search(r"opacity: 0?\.\d", style) and "hatch" not in style
 
 
-def _mapping(theme: Theme, least: float) -> Callable[[re.Match], str]:
+def _curve(part: ET.Element) -> bool:
+    """Whether this part of a line is too wide for a grid's line, so that a grey of it is a color like others."""
+    width = re.search(r"stroke-width: ([\d.]+)", part.get("style", ""))
+    return _solid(part) and width is not None and float(width[1]) >= _WIDE
+
+
+def _mapping(theme: Theme, least: float, greys: bool) -> Callable[[re.Match], str]:
     def color(found: re.Match) -> str:
         rgb = _channels(found[0])
         if max(rgb) - min(rgb) <= _GREY:
             ground, ink = _channels(theme.ground), _channels(theme.ink)
             share = sum(rgb) / 3 / 255  # 1: ground
             mixed = tuple(round(g * share + i * (1 - share)) for g, i in zip(ground, ink, strict=True))
-            return _readable(mixed, theme, least) if least == TEXT else _hex(mixed)  # pale lines are meant to be pale
+            return _readable(mixed, theme, least) if greys else _hex(mixed)  # a grid is meant to be pale
         return _readable(rgb, theme, least)
 
     return color
