@@ -15,8 +15,9 @@ from packaging.utils import canonicalize_name
 LIBRARY = ROOT / "lib" / "studybook"
 ORDER = [
     "data", "published", "synthetic", "corruptions", "models", "ensemble", "features", "probes", "metrics",
-    "calibration", "stats", "explanations", "kernels", "plots", "ledger", "workers", "sweep", "studies", "provenance",
-    "figures", "pages", "performance", "slides", "book", "rendering", "fence", "course", "grading", "runner",
+    "calibration", "stats", "explanations", "kernels", "views", "selfsup", "plots", "ledger", "workers", "sweep",
+    "studies", "provenance", "figures", "pages", "performance", "slides", "book", "rendering", "fence", "course",
+    "grading", "runner",
 ]  # fmt: skip
 MODULES = sorted(file.stem for file in LIBRARY.glob("*.py") if file.stem != "__init__")
 
