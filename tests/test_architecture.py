@@ -17,7 +17,7 @@ ORDER = [
     "data", "published", "synthetic", "corruptions", "models", "ensemble", "features", "probes", "metrics",
     "calibration", "stats", "explanations", "kernels", "views", "selfsup", "plots", "ledger", "workers", "sweep",
     "studies", "provenance", "figures", "pages", "performance", "slides", "book", "rendering", "fence", "course",
-    "grading", "runner",
+    "grading", "preload", "runner",
 ]  # fmt: skip
 MODULES = sorted(file.stem for file in LIBRARY.glob("*.py") if file.stem != "__init__")
 

@@ -65,7 +65,7 @@ def run_study(
     The page of a run that fails goes to `.studybook/failed`, with its log, and the earlier page stays. A run whose
     sources, parameters and stored rows have not changed since the last is not repeated unless `force`.
     """
-    from studybook import sweep, workers
+    from studybook import preload, sweep, workers
 
     given = typed(study, {**study.profile(profile)["parameters"], **overrides})
     _check_needs(study, profile)
@@ -91,6 +91,7 @@ def run_study(
         started = datetime.datetime.now(datetime.UTC)
         clock = time.perf_counter()
         with _environment(environment), _watched(f"{study.name} [{profile}]", collect) as peak:
+            preload.start()
             try:
                 _papermill(study, out, given)
             except Exception as error:
@@ -235,7 +236,7 @@ def _watched(title: str, collect: Path) -> Iterator[Any]:
     """
     import psutil
 
-    from studybook import sweep
+    from studybook import preload, sweep
 
     peak, stop, parent = [0.0], threading.Event(), os.getppid()
     elsewhere = os.environ.get("STUDYBOOK_PROGRESS")
@@ -244,7 +245,7 @@ def _watched(title: str, collect: Path) -> Iterator[Any]:
         total = 0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+                total += process.memory_info().rss if process.pid not in preload.servers() else 0
         return total / 2**20
 
     def watch() -> None:
