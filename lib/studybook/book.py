@@ -1,5 +1,6 @@
 """Builds the book from what was run: pages, scoreboard, indexes, downloads; HTML, a PDF and an archive of it."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,10 @@ def write_pages() -> None:
         shown[study.name] = Entry(study, record, record["stale"])
     tables = _downloads(book / "_extra", found, shown)
     for name, entry in shown.items():
-        _slides(book, entry)
         own = [e for e in found if e.study.name == name]
         made = pages.page(notebook(page(entry.study)), entry, own, tables.get(name, {}), _failed_since(entry))
         write(page(entry.study), as_text(made))
+        _slides(book, entry)  # after that, so that the second build finds them made from the same page
     facts = pages.claim_facts(found)
     write(book / "_extra" / "claims.json", pages.claims_json(facts))
     write(book / "_extra" / "claims.csv", pages.claims_csv(facts))
@@ -111,10 +112,14 @@ def write_pages() -> None:
         ("index", pages.index(list(known().values()), found)),
     ):
         write(book / "_generated" / f"{name}.md", text)
+    made = book / "_generated"
     if (scale := book / "results" / "scale.json").exists():
-        performance.write_scale(read_record(scale), book / "_generated")
+        known_scale = scale.read_text(encoding="utf-8")
+        _unless_made(made / "scale.png", [known_scale], lambda: performance.write_scale(read_record(scale), made))
     if (speed := root() / "benchmarks" / "results.csv").exists():
-        performance.write_speed(speed, speed.with_name("quick.json"), book / "_generated")
+        quick = speed.with_name("quick.json")
+        measured = [file.read_text(encoding="utf-8") if file.exists() else "" for file in (speed, quick)]
+        _unless_made(made / "speed-scaling.png", measured, lambda: performance.write_speed(speed, quick, made))
 
 
 def as_text(cells: Mapping[str, Any]) -> str:
@@ -192,10 +197,30 @@ def _jupyter_book(builder: str) -> None:
 
 
 def _slides(book: Path, shown: Entry) -> None:
-    named = f"{{doc}}`/studies/{shown.study.part}/{shown.study.name}`"
+    study, folder = shown.study, book / "_extra" / "slides"
+    named = f"{{doc}}`/studies/{study.part}/{study.name}`"
     texts = [page.read_text(encoding="utf-8") for page in sorted((book / "course").glob("*.md"))]
     module = next((text for text in texts if text.startswith("# Module") and named in text), "")
-    slides.slides(shown, notebook(page(shown.study)), module, book / "_extra" / "slides")
+    executed, source = page(study).read_text(encoding="utf-8"), study.source.read_text(encoding="utf-8")
+    ingredients = (executed, source, str(study.about), str(shown), module)
+    _unless_made(
+        folder / f"{study.name}.html", ingredients, lambda: slides.slides(shown, notebook(page(study)), module, folder)
+    )
+
+
+def _unless_made(product: Path, ingredients: Sequence[str], make: Callable[[], object]) -> None:
+    """Calls `make` unless the product is there, from the same ingredients, by the same code and packages."""
+    library, lock = Path(__file__).parent, root() / "requirements.lock"
+    code = [file.read_bytes() for file in sorted(library.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".json")]
+    code.append(lock.read_bytes() if lock.exists() else b"")
+    parts = [*code, *(text.encode() for text in ingredients)]
+    wanted = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    note = root() / ".studybook" / "made" / f"{product.relative_to(root())}.sha256"
+    if product.exists() and note.exists() and note.read_text() == wanted:
+        return
+    note.unlink(missing_ok=True)
+    make()
+    write(note, wanted)
 
 
 def _install_mathjax(folder: Path) -> None:

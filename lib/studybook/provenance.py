@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ def inputs(
     study: Study, profile: str, given: Mapping[str, Any], committed: Path, fresh: bool, device: str
 ) -> dict[str, Any]:
     """Hashes of everything a page is made from."""
+    code = "\n".join(_code_cells(study.source))
     rows = b"".join(f.read_bytes() for f in (committed / "rows.json", committed / "rows.npz") if f.exists())
     return {
         "source": _digest(study.source.read_bytes()),
         "about": _digest(study.source.with_suffix(".yml").read_bytes()),
-        "notebook": _digest(_bare_code("\n".join(_code_cells(study.source))).encode()),
+        "notebook": _digest(_bare_code(code).encode()),
         "library": _digest(_library(study).encode()),
         "page": _digest(b"".join((Path(__file__).parent / f"{m}.py").read_bytes() for m in RUNS)),
         "rows": _digest(rows),
@@ -41,26 +42,59 @@ def inputs(
     }
 
 
+_Files = tuple[tuple[Path, int, int], ...]  # with time of change and size
+
+
 def _library(study: Study) -> str:
     """The library code that a notebook reaches, definition by definition, without comments and docstrings.
 
     Modules that only draw or store are left out, and so is the loading of data, for which the fingerprint stands: a
     page's numbers do not depend on them.
     """
-    source = ast.parse("\n".join(_code_cells(study.source)))
-    modules = {file.stem: ast.parse(file.read_text()) for file in Path(__file__).parent.glob("*.py")}
-    named = {name: _named(tree) for name, tree in modules.items()}
-    imported = functools.cache(lambda module: _imported(modules[module]))
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return _library_of("\n".join(_code_cells(study.source)), stamps)
+
+
+@functools.lru_cache(maxsize=512)  # a study's profiles share it
+def _library_of(code: str, files: _Files) -> str:
+    source, library = ast.parse(code), _parsed_library(files)
     todo, seen = _reached(source, _imported(source), set()), {}
     while todo:
         module, name = todo.pop()
-        known = f"{module}.{name}" in seen or name not in named.get(module, {})
+        known = f"{module}.{name}" in seen or not library.defines(module, name)
         if known or module in (*RUNS, *_WRITES) or (module, name) in _LOADERS:
             continue
-        node = named[module][name]
-        seen[f"{module}.{name}"] = _bare_code(ast.unparse(node))
-        todo |= _reached(node, imported(module), {(module, other) for other in named[module]})
+        seen[f"{module}.{name}"], reached = library.definition(module, name)
+        todo |= reached
     return json.dumps(seen, sort_keys=True)
+
+
+class _Parsed:
+    """The library's modules, read once: the definitions at their top, and what each of them reaches."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.modules = {file.stem: ast.parse(file.read_text()) for file in files}
+        self.named = {name: _named(tree) for name, tree in self.modules.items()}
+        self.imported: dict[str, dict[str, tuple[str, str | None]]] = {}
+        self.found: dict[tuple[str, str], tuple[str, set[tuple[str, str]]]] = {}
+
+    def defines(self, module: str, name: str) -> bool:
+        return name in self.named.get(module, {})
+
+    def definition(self, module: str, name: str) -> tuple[str, set[tuple[str, str]]]:
+        """Its bare code, and the definitions that it mentions."""
+        if module not in self.imported:
+            self.imported[module] = _imported(self.modules[module])
+        if (module, name) not in self.found:
+            node, own = self.named[module][name], {(module, other) for other in self.named[module]}
+            self.found[module, name] = _bare_code(ast.unparse(node)), _reached(node, self.imported[module], own)
+        return self.found[module, name]
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed_library(files: _Files) -> _Parsed:
+    return _Parsed([file for file, *_ in files])
 
 
 def _named(tree: ast.Module) -> dict[str, ast.stmt]:
@@ -102,6 +136,7 @@ def _reached(tree: ast.AST, imported: Mapping[str, tuple], own: set[tuple[str, s
     return found
 
 
+@functools.lru_cache(maxsize=256)
 def _bare_code(source: str) -> str:
     from studybook import sweep
 

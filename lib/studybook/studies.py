@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import copy
 import difflib
+import functools
 import io
 import json
 import math
@@ -150,12 +152,17 @@ def _typed(study: Study, name: str, value: Any, defaults: Mapping[str, Any]) -> 
 
 
 def _about(file: Path) -> dict[str, Any]:
-    import yaml
-
     if not file.exists():
         raise Problem(f"{file} is missing: every notebook has a YAML file beside it with its paper and profiles")
+    return copy.deepcopy(_checked_about(file, file.read_text()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked_about(file: Path, text: str) -> dict[str, Any]:
+    import yaml
+
     try:
-        about = yaml.safe_load(file.read_text())
+        about = yaml.safe_load(text)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -196,6 +203,7 @@ def notebook(file: Path) -> dict:
     return notebook
 
 
+@functools.lru_cache(maxsize=10_000)
 def _check_syntax(file: Path, cell: int, source: str) -> None:
     try:
         ast.parse(source)
