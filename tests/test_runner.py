@@ -413,6 +413,28 @@ def test_a_library_change_that_a_notebook_does_not_reach_leaves_it_fresh(project
     assert provenance._library(study) != before
 
 
+def test_what_is_kept_of_code_is_made_anew_when_it_is_damaged_or_the_library_has_moved_on(
+    project, tmp_path, monkeypatch
+):
+    package = tmp_path / "package"
+    shutil.copytree(Path(runner.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "runner.py"))
+    study, store = studies.find("coins"), project / ".studybook" / "code.json"
+    first = provenance._code(study)
+    kept = store.read_text()
+    assert first in json.loads(kept)["found"].values()
+    store.write_text(kept[: len(kept) // 2])
+    assert provenance._code(study) == first
+    assert store.read_text() == kept
+    wrong = kept.replace(first["library"], "0" * 16)
+    store.write_text(wrong)
+    assert provenance._code(study)["library"] == "0" * 16  # read, not made
+    stats = package / "stats.py"
+    stats.write_text(stats.read_text().replace("must be finite numbers", "must be numbers"))
+    assert provenance._code(study)["library"] not in ("0" * 16, first["library"])
+    assert provenance._code(study)["notebook"] == first["notebook"]
+
+
 def test_a_cell_that_is_not_plain_python_is_named(project):
     write(project, "%matplotlib inline")
     answer = command("run", "coins")

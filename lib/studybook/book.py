@@ -1,5 +1,7 @@
 """Builds the book from what was run: pages, scoreboard, indexes, downloads; HTML, a PDF and an archive of it."""
 
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -9,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +76,10 @@ def build(pdf: bool = False, archive: bool = False, answers: bool = True) -> dic
 
     Raises Problem if a study was not run, its page holds an error or lacks a verdict, or Jupyter Book warns.
     """
-    write_pages()
-    _install_mathjax(root() / "book" / "_vendor" / "mathjax")
     os.environ["STUDYBOOK_ANSWERS"] = "1" if answers else "0"  # for the Sphinx extension
-    _jupyter_book("html")
+    with _jupyter_book("html"):
+        write_pages()
+        _install_mathjax(root() / "book" / "_vendor" / "mathjax")
     folder = root() / "book" / "_build"
     _drop_leftovers(folder / "html")
     made = {"book": folder / "html" / "index.html"}
@@ -147,13 +149,10 @@ def _downloads(extra: Path, found: Sequence[Entry], shown: Mapping[str, Entry]) 
         if (page(study).with_suffix("") / "rows.json").exists():
             here[entry.profile] = page(study).with_suffix("")
         for profile, folder in here.items():
-            rows: dict[str, list] = {}
-            for one in sweep.read_rows(folder) if (folder / "rows.json").exists() else []:
-                rows.setdefault(one["parts"]["measure"], []).append(one)
-            for measure, some in rows.items():
-                kept |= _put(extra / "data" / name / profile / f"{measure}.csv", pages.rows_csv(some))
-            if rows:
-                tables.setdefault(name, {})[profile] = list(rows)
+            into = extra / "data" / name / profile
+            if measures := _rows(folder, into) if (folder / "rows.json").exists() else []:
+                tables.setdefault(name, {})[profile] = measures
+                kept |= {into / f"{measure}.csv" for measure in measures}
     for entry in found:
         file = extra / "data" / entry.study.name / entry.profile / "run.json"
         kept |= _put(file, json.dumps(entry.record, indent=1, sort_keys=True) + "\n")
@@ -161,6 +160,26 @@ def _downloads(extra: Path, found: Sequence[Entry], shown: Mapping[str, Entry]) 
         for file in [f for f in folder.rglob("*") if f.is_file() and f not in kept]:
             file.unlink()
     return tables
+
+
+def _rows(folder: Path, target: Path) -> list[str]:
+    """Writes the stored rows of each sweep as CSV, unless they are there; gives the sweeps' names."""
+    note = root() / ".studybook" / "made" / "rows" / f"{target.parent.name}-{target.name}.json"
+
+    def make() -> None:
+        rows: dict[str, list] = {}
+        for one in sweep.read_rows(folder):
+            rows.setdefault(one["parts"]["measure"], []).append(one)
+        for measure, some in rows.items():
+            write(target / f"{measure}.csv", pages.rows_csv(some))
+        write(note, json.dumps(list(rows)))
+
+    arrays = folder / "rows.npz"
+    parts = [(folder / "rows.json").read_text(), _sha(arrays.read_bytes() if arrays.exists() else b"")]
+    if not note.exists() or not all((target / f"{measure}.csv").exists() for measure in json.loads(note.read_text())):
+        note.unlink(missing_ok=True)
+    _unless_made(note, parts, make)
+    return json.loads(note.read_text())
 
 
 def _put(file: Path, text: str) -> set[Path]:
@@ -180,17 +199,37 @@ def _drop_leftovers(html: Path) -> None:
             image.unlink()
 
 
-def _jupyter_book(builder: str) -> None:
+_LOADED = """
+import sys
+sys.modules.setdefault("rfc3987_syntax", None)  # compiles for seconds grammars of which no page has a use
+from jupyter_book.cli.main import main
+import jupyter_book.sphinx, myst_nb.sphinx_ext, sphinx.builders.html, sphinx_book_theme
+if sys.stdin.read() == "build":
+    sys.argv[0] = "jupyter-book"
+    sys.exit(main())
+"""
+
+
+@contextlib.contextmanager
+def _jupyter_book(builder: str) -> Iterator[None]:
+    """Loads Jupyter Book, in a process of its own, while the block writes what it then builds."""
     log = root() / "book" / "_build" / f"build{'' if builder == 'html' else '-' + builder}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book", "--path-output", "book"]
+    command = [sys.executable, "-P", "-c", _LOADED, "build", "book", "--path-output", "book"]
     command += ["--config", "_config.yml", "--builder", builder, "-W", "--keep-going"]
     read = root() / "book" / "_build" / ".doctrees" / "environment.pickle"
     if read.exists() and (root() / "book" / "_toc.yml").stat().st_mtime > read.stat().st_mtime:
         command.append("--all")  # each page's sidebar and links, not only those of pages that changed
-    with log.open("w") as out:
-        done = subprocess.run(command, cwd=root(), stdout=out, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
+    with log.open("w") as out, subprocess.Popen(
+        command, cwd=root(), stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, text=True
+    ) as process:  # fmt: skip
+        try:
+            yield
+            process.communicate("build")
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
         lines = [x for x in log.read_text().splitlines() if "WARNING" in x or "ERROR" in x or "Error" in x]
         place = log.relative_to(root())
         raise Problem(f"the book did not build: {'; '.join(lines[:5]) or 'see the log'} (log: {place})")
@@ -210,17 +249,27 @@ def _slides(book: Path, shown: Entry) -> None:
 
 def _unless_made(product: Path, ingredients: Sequence[str], make: Callable[[], object]) -> None:
     """Calls `make` unless the product is there, from the same ingredients, by the same code and packages."""
-    library, lock = Path(__file__).parent, root() / "requirements.lock"
-    code = [file.read_bytes() for file in sorted(library.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".json")]
-    code.append(lock.read_bytes() if lock.exists() else b"")
-    parts = [*code, *(text.encode() for text in ingredients)]
-    wanted = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    lock = root() / "requirements.lock"
+    files = [
+        file for file in sorted(Path(__file__).parent.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".json")
+    ]
+    code = _code_of(tuple((file, file.stat().st_mtime_ns) for file in [*files, *([lock] if lock.exists() else [])]))
+    wanted = _sha("".join([code, *(_sha(text.encode()) for text in ingredients)]).encode())
     note = root() / ".studybook" / "made" / f"{product.relative_to(root())}.sha256"
     if product.exists() and note.exists() and note.read_text() == wanted:
         return
     note.unlink(missing_ok=True)
     make()
     write(note, wanted)
+
+
+@functools.lru_cache(maxsize=2)
+def _code_of(files: tuple[tuple[Path, int], ...]) -> str:
+    return _sha("".join(_sha(file.read_bytes()) for file, _ in files).encode())
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _install_mathjax(folder: Path) -> None:
@@ -244,7 +293,8 @@ def _pdf(build: Path) -> Path:
     chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if chromium is None:
         raise Problem(f"a PDF needs Chromium, and none of {', '.join(CHROMIUM)} is on the path")
-    _jupyter_book("singlehtml")
+    with _jupyter_book("singlehtml"):
+        pass
     source, target = build / "singlehtml" / "intro.html", build / "studybook.pdf"
     text = source.read_text(encoding="utf-8")
     alone = source.with_name("print.html")  # a PDF travels without the files beside it

@@ -19,9 +19,10 @@ from typing import Any
 import psutil
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
+sys.modules.setdefault("rfc3987_syntax", None)  # compiles for seconds grammars of which no notebook has a use
 LIBRARIES = (
-    "ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot", "myst_nb", "numpy", "pandas", "torch",
-    "studybook.plots", "studybook.sweep", "studybook.ensemble", "studybook.ledger",
+    "studybook.preload", "ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot", "myst_nb", "numpy", "pandas",
+    "torch", "studybook.plots", "studybook.sweep", "studybook.ensemble", "studybook.ledger",
 )  # fmt: skip
 _NAME = "studybook-preload"
 _OF_A_KERNEL = ("STUDYBOOK_", "IPYTHON", "JPY_", "MPLBACKEND", "PYTEST_")  # read when used, not when loaded

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studybook.studies import Study, find, notebook, parameters, results_folder
+from studybook.studies import Study, find, notebook, parameters, results_folder, root, write
 
 RUNS = ("plots", "workers", "sweep", "runner")  # modules that change how an executed page looks and none of its numbers
 _WRITES = ("studies", "provenance", "pages", "book", "rendering")  # modules that no number and no executed page needs
@@ -25,13 +25,11 @@ def inputs(
     study: Study, profile: str, given: Mapping[str, Any], committed: Path, fresh: bool, device: str
 ) -> dict[str, Any]:
     """Hashes of everything a page is made from."""
-    code = "\n".join(_code_cells(study.source))
     rows = b"".join(f.read_bytes() for f in (committed / "rows.json", committed / "rows.npz") if f.exists())
     return {
         "source": _digest(study.source.read_bytes()),
         "about": _digest(study.source.with_suffix(".yml").read_bytes()),
-        "notebook": _digest(_bare_code(code).encode()),
-        "library": _digest(_library(study).encode()),
+        **_code(study),
         "page": _digest(b"".join((Path(__file__).parent / f"{m}.py").read_bytes() for m in RUNS)),
         "rows": _digest(rows),
         "profile": profile,
@@ -45,15 +43,48 @@ def inputs(
 _Files = tuple[tuple[Path, int, int], ...]  # with time of change and size
 
 
+def _code(study: Study) -> dict[str, str]:
+    """Hashes of a notebook's code and of the library code that it reaches.
+
+    They are kept in `.studybook` by the notebook and the whole library, whose reading takes seconds for all studies.
+    """
+    files = _files()
+    key, library = _digest("\n".join(_code_cells(study.source)).encode()), _content(files)
+    store = root() / ".studybook" / "code.json"
+    kept: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # none yet, or one that was damaged
+        kept = json.loads(store.read_text(encoding="utf-8"))
+    if kept.get("library") != library:
+        kept = {"library": library, "found": {}}
+    if key not in kept["found"]:
+        code = "\n".join(_code_cells(study.source))
+        kept["found"][key] = {
+            "notebook": _digest(_bare_code(code).encode()), "library": _digest(_library(study).encode())
+        }  # fmt: skip
+        with contextlib.suppress(OSError):  # a project that cannot be written to is only slower
+            write(store, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    return kept["found"][key]
+
+
+def _files() -> _Files:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+@functools.lru_cache(maxsize=2)
+def _content(files: _Files) -> str:
+    """A hash of the library and of the Python that reads it."""
+    parts = [platform.python_version().encode(), *(hashlib.sha256(file.read_bytes()).digest() for file, *_ in files)]
+    return _digest(b"".join(parts))
+
+
 def _library(study: Study) -> str:
     """The library code that a notebook reaches, definition by definition, without comments and docstrings.
 
     Modules that only draw or store are left out, and so is the loading of data, for which the fingerprint stands: a
     page's numbers do not depend on them.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    return _library_of("\n".join(_code_cells(study.source)), stamps)
+    return _library_of("\n".join(_code_cells(study.source)), _files())
 
 
 @functools.lru_cache(maxsize=512)  # a study's profiles share it

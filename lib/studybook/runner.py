@@ -65,7 +65,9 @@ def run_study(
     The page of a run that fails goes to `.studybook/failed`, with its log, and the earlier page stays. A run whose
     sources, parameters and stored rows have not changed since the last is not repeated unless `force`.
     """
-    from studybook import preload, sweep, workers
+    if force or record or fresh or overrides or _seems_changed(study):
+        _load_libraries(compute)  # beside all that this process loads and checks
+    from studybook import sweep, workers
 
     given = typed(study, {**study.profile(profile)["parameters"], **overrides})
     _check_needs(study, profile)
@@ -84,14 +86,13 @@ def run_study(
             "STUDYBOOK_FRESH": "1" if fresh else "",
             "STUDYBOOK_COMPUTE": "1" if compute else "0",
             "STUDYBOOK_SECONDS": json.dumps(study.profile(profile).get("cases", [])),
-            **({} if compute else {"HF_HUB_OFFLINE": "1"}),  # drawing downloads nothing
-            "PYTHONHASHSEED": "0",
+            **_lasting(compute),
             "IPYTHONDIR": str(_quiet_ipython(Path(scratch))),
         }
         started = datetime.datetime.now(datetime.UTC)
         clock = time.perf_counter()
         with _environment(environment), _watched(f"{study.name} [{profile}]", collect) as peak:
-            preload.start()
+            _load_libraries(compute)
             try:
                 _papermill(study, out, given)
             except Exception as error:
@@ -121,6 +122,25 @@ def run_study(
         if record:
             _record(study, profile, done, collect)
     return done
+
+
+def _seems_changed(study: Study) -> bool:
+    """Whether a file has been touched since the page was made; a first guess, on which nothing but speed depends."""
+    made = page(study).with_suffix(".json")
+    sources = [study.source, study.source.with_suffix(".yml"), *Path(__file__).parent.glob("*.py")]
+    return not made.exists() or any(file.stat().st_mtime > made.stat().st_mtime for file in sources)
+
+
+def _load_libraries(compute: bool) -> None:
+    from studybook import preload
+
+    with _environment(_lasting(compute)):
+        preload.start()
+
+
+def _lasting(compute: bool) -> dict[str, str]:
+    """What is the same for all kernels of a command, and read when libraries are loaded."""
+    return {"PYTHONHASHSEED": "0", **({} if compute else {"HF_HUB_OFFLINE": "1"})}  # drawing downloads nothing
 
 
 def _write_page(study: Study, executed: dict, done: Mapping[str, Any], collect: Path) -> None:
@@ -168,7 +188,6 @@ def _papermill(study: Study, out: Path, given: Mapping[str, Any]) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        sys.modules.setdefault("rfc3987_syntax", None)  # compiles for seconds grammars of which no notebook has a use
         import papermill
 
         logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # a kernel that died raises, too
