@@ -378,14 +378,16 @@ def _sums(probs: Float[Tensor, "N C"], labels: Int[Tensor, " N"], bins: int) -> 
         metrics.checked(probs, labels)
     classes = probs.shape[-1]
     inner = _edges(bins, probs)
-    confidence, predicted = probs.max(-1)
-    hit = (predicted == labels).to(probs.dtype)
     own = probs.gather(-1, labels[:, None])[:, 0]
+    confidence = probs.amax(-1)
+    hit = (own == confidence).to(probs.dtype)
+    if int((probs == confidence[:, None]).count_nonzero()) > len(probs):  # of equal scores the first counts
+        hit = (probs.argmax(-1) == labels).to(probs.dtype)
     brier = probs.square().sum(dtype=torch.float64) - 2 * own.sum(dtype=torch.float64) + len(own)
     means = torch.stack([hit.sum(dtype=torch.float64), -own.double().log().sum(), brier])
     cells = _fast_cells(confidence, inner)
     pooled = torch.stack([torch.bincount(cells, part, bins).double() for part in (None, hit, confidence)])
-    first = torch.arange(0, classes * bins, bins, device=probs.device)
+    first = torch.arange(0, classes * bins, bins, device=probs.device, dtype=torch.int32)
     each = torch.bincount(_fast_cells(probs, inner, first).flatten(), probs.flatten(), classes * bins).double()
     each -= torch.bincount(_fast_cells(own, inner, first[labels]), None, classes * bins)
     return means, pooled, each
@@ -397,11 +399,11 @@ def _fast_cells(values: Tensor, inner: Tensor, first: Tensor | int = 0) -> Tenso
     place = (values * bins).clamp_(0.5, bins - 0.5)
     above = place.ceil()
     near = (place.sub_(above).add_(0.5).abs_() > 0.5 - 1e-5).flatten().nonzero()[:, 0]
-    found = above.add_(first - 1).long()
+    found = above.add_(first - 1).int()
     if len(near):
         doubtful = values.reshape(-1)[near]
-        rounded = (doubtful * bins).clamp_(0.5, bins - 0.5).ceil_().long() - 1
-        found.view(-1)[near] += torch.bucketize(doubtful, inner) - rounded
+        rounded = (doubtful * bins).clamp_(0.5, bins - 0.5).ceil_().int() - 1
+        found.view(-1)[near] += torch.bucketize(doubtful, inner, out_int32=True) - rounded
     return found
 
 
