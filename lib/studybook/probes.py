@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_CELLS = 2**25  # similarities held at once by `neighbors`
+_CELLS = 2**24  # similarities held at once by `neighbors`
 _SPARE = 8  # neighbors looked at beyond k, to settle ties
 _CLOSE = 2.0**-20  # similarities closer than this, relative to squared norms, are compared again in float64
 _SCORES = 2**27  # logits held at once by `linear_probe`
@@ -67,11 +67,12 @@ def neighbors(
     index = torch.empty(e, n, k, dtype=torch.int64, device=q.device)
     middle = b[:, :65_536].mean(1, keepdim=True)  # any point serves: it only keeps the numbers small
     banks = _Centered(b, middle)
-    high = max(1, _CELLS // max(1, e * banks.wide))
+    high = max(1, min(n, _CELLS // max(1, e * banks.wide)))
+    room = q.new_empty(e * high * banks.wide)  # one for all chunks: new memory costs a tenth of the product
     for start in _progress(range(0, n, high), "neighbors"):
         part = slice(start, min(start + high, n))
         own = torch.arange(part.start, part.stop, device=q.device) if leave_one_out else None
-        similarity[:, part], index[:, part] = _nearest(q[:, part], b, banks, k, own)
+        similarity[:, part], index[:, part] = _nearest(q[:, part], b, banks, k, own, room)
     return similarity.reshape(*lead, n, k), index.reshape(*lead, n, k)
 
 
@@ -148,19 +149,23 @@ def linear_probe(
     swept = weights is not None and weights.ndim == len(lead) + 2
     w3 = _example_weights(weights, y3, classes, lead)  # (A, E, N), float64
     e, n, d = x3.shape
-    mean = x3.mean(-2, keepdim=True, dtype=torch.float64)
-    basis, _ = _spectrum(x3, mean, w3.mean(0))
+    counted = w3.mean(0)  # (E, N)
+    if weights is None:
+        mean = x3.mean(-2, keepdim=True, dtype=torch.float64)
+    else:  # of the rows that count, so that the bias has little to do with the other weights
+        mean = (counted / counted.sum(-1, keepdim=True))[:, None] @ x3.double()
+    basis, _ = _spectrum(x3, mean, counted)
     z = torch.cat([(x3 - mean) @ basis, mean.new_ones(e, n, 1)], -1)  # (E, N, R + 1), float64, the bias's ones last
     pairs = [(a, float(l2)) for a in range(len(w3)) for l2 in l2s]
     room = max(1, _SCORES // (e * n * classes))
     solved = []
     for some in (pairs[i : i + room] for i in range(0, len(pairs), room)):
         penalty = torch.tensor([l2 for _, l2 in some], dtype=torch.float64, device=x.device)
-        share = w3[[a for a, _ in some]].permute(1, 2, 0) / n  # (E, N, P)
+        share = w3[[a for a, _ in some]].transpose(0, 1) / n  # (E, P, N)
         solved.append(_fit(z, x.dtype, y3, share, penalty, classes))
-    w = torch.cat(solved, 2)  # (E, R + 1, P, C), float64
-    matrix = torch.einsum("edr,erpc->pedc", basis, w[:, :-1])
-    bias = w[:, -1].transpose(0, 1) - torch.einsum("ed,pedc->pec", mean[:, 0], matrix)
+    w = torch.cat(solved, 1)  # (E, P, C, R + 1), float64
+    matrix = torch.einsum("edr,epcr->pedc", basis, w[..., :-1])
+    bias = w[..., -1].transpose(0, 1) - torch.einsum("ed,pedc->pec", mean[:, 0], matrix)
     full = torch.cat([matrix, bias[:, :, None]], 2).to(x.dtype)
     sweep = (len(w3), len(l2s)) if swept else (len(l2s),)
     return full.reshape(*sweep, *lead, d + 1, classes)
@@ -266,8 +271,11 @@ class _Centered:
         return (self._chunk(start) for start in range(0, self.bank.shape[1], self.wide))
 
 
-def _nearest(q: Tensor, b: Tensor, banks: _Centered, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`neighbors` for the queries (E, n, D) of one chunk; `own` are their row numbers in the bank, if left out."""
+def _nearest(q: Tensor, b: Tensor, banks: _Centered, k: int, own: Tensor | None, room: Tensor) -> tuple[Tensor, Tensor]:
+    """`neighbors` for the queries (E, n, D) of one chunk; `own` are their row numbers in the bank, if left out.
+
+    `room` is where similarities are computed.
+    """
     count = b.shape[1]
     centered = q - banks.middle
     norms = _squared_lengths(centered)
@@ -276,7 +284,8 @@ def _nearest(q: Tensor, b: Tensor, banks: _Centered, k: int, own: Tensor | None)
     longest = q.new_zeros(len(q), 1)
     for start, bank, lengths in banks:
         longest = torch.maximum(longest, lengths.amax(-1, keepdim=True))
-        score = torch.baddbmm(lengths[:, None], centered, bank.mT, beta=-1, alpha=2)  # (E, n, m): |q|^2 - distance
+        score = room[: norms.numel() * bank.shape[1]].view(*norms.shape, -1)  # (E, n, m): |q|^2 - distance
+        torch.baddbmm(lengths[:, None], centered, bank.mT, beta=-1, alpha=2, out=score)
         if own is not None:
             _leave_out(score, own - start)
         top, at = score.topk(min(keep, score.shape[-1]), -1)
@@ -298,7 +307,8 @@ def _nearest(q: Tensor, b: Tensor, banks: _Centered, k: int, own: Tensor | None)
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:
-    lengths = rows.square().sum(-1)
+    some = max(1, 2**18 // rows.shape[-1])  # squares stay in the cache
+    lengths = torch.cat([part.square().sum(-1) for part in rows.split(some, -2)], -1)
     if not bool(lengths.isfinite().all()):
         raise ValueError("query and bank hold numbers so large that squared distances overflow; scale both down")
     return lengths
@@ -356,10 +366,10 @@ def _spectrum(x: Tensor, mean: Tensor, weights: Tensor | None = None) -> tuple[T
 
 
 def _fit(z: Tensor, dtype: torch.dtype, y: Tensor, share: Tensor, penalty: Tensor, classes: int) -> Tensor:
-    """Optima (E, R + 1, P, C), in the basis of `z` (E, N, R + 1), for P penalties with example shares (E, N, P)."""
+    """Optima (E, P, C, R + 1), in the basis of `z` (E, N, R + 1), for P penalties with example shares (E, P, N)."""
     from tqdm import tqdm
 
-    w = z.new_zeros(len(z), z.shape[-1], len(penalty), classes)
+    w = z.new_zeros(len(z), len(penalty), classes, z.shape[-1])
     left = torch.arange(len(penalty), device=z.device)
     with tqdm(total=len(penalty), desc="penalties", delay=2, leave=False) as bar:
         if dtype == torch.float32:
@@ -377,40 +387,42 @@ def _descend(z: Tensor, y: Tensor, share: Tensor, penalty: Tensor, solution: Ten
     """Preconditioned L-BFGS from `solution`, which is overwritten, for the problems `left`; returns those not done.
 
     With a `bar` problems are done by the stated gap; without, in the quick pass, also when rounding lets them improve
-    no more.
+    no more. Logits are (E, P, C, N), examples last: so sums over classes run over whole vectors, and products with few
+    columns are several times as fast as the other way round.
     """
     e, n, r = z.shape
-    classes = solution.shape[-1]
-    own = y[:, :, None, None]
-    w = solution[:, :, left].to(z.dtype)
-    share, penalty = share[:, :, left, None], penalty[left]
-    if bool((share == share[:, :, :1]).all()):
-        share = share[:, :, :1]  # one column serves all
-    free = torch.ones(r, 1, 1, dtype=z.dtype, device=z.device)
+    classes = solution.shape[2]
+    own = y[:, None, None]  # (E, 1, 1, N)
+    w = solution[:, left].to(z.dtype)
+    share, penalty = share[:, left, None], penalty[left]
+    if bool((share == share[:, :1]).all()):
+        share = share[:, :1]  # one row serves all
+    free = torch.ones(r, dtype=z.dtype, device=z.device)
     free[-1] = 0  # the bias
     squared = z.square()
 
     def product(v: Tensor) -> Tensor:
-        return (z @ v.reshape(e, r, -1)).reshape(e, n, -1, classes)
+        return (v.reshape(e, -1, r) @ z.mT).view(e, -1, classes, n)
 
     def moment(rows: Tensor, values: Tensor) -> Tensor:
-        return (rows.mT @ values.reshape(e, n, -1)).reshape(e, r, -1, classes)
+        return (values.view(e, -1, n) @ rows).view(e, -1, classes, r)
 
     def residual(logits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, and shares of (probabilities - one-hot)."""
-        probs = logits.softmax(-1)
-        error = probs.scatter_add(-1, own.expand(*logits.shape[:3], 1), -torch.ones_like(logits[..., :1]))
+        probs = logits.softmax(2)
+        one = torch.ones((), dtype=z.dtype, device=z.device).expand(e, logits.shape[1], 1, n)
+        error = probs.scatter_add(2, own.expand_as(one), -one)
         return probs, error.mul_(share)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return torch.einsum("erpc,erpc->ep", a, b)[:, None, :, None]
+        return torch.einsum("epk,epk->ep", a.flatten(2), b.flatten(2))[:, :, None, None]
 
     logits = product(w)
     probs, error = residual(logits)
-    ridge = free * penalty[:, None]  # (R, P, 1)
+    ridge = free * penalty[:, None, None]  # (P, 1, R)
     gradient = moment(z, error) + ridge * w
     memory: list[tuple[Tensor, Tensor, Tensor]] = []  # steps, changes of the gradient, 1 / their product
-    least = w.new_full((1, 1, len(left), 1), math.inf)
+    least = w.new_full((1, len(left), 1, 1), math.inf)
     patience = torch.zeros_like(least)
     hessian = None
     for step in range(_STEPS):
@@ -422,12 +434,12 @@ def _descend(z: Tensor, y: Tensor, share: Tensor, penalty: Tensor, solution: Ten
         downhill = slope < 0
         direction = torch.where(downhill, direction, -gradient / hessian)
         slope = torch.where(downhill, slope, dot(gradient, direction))
-        loss = dot(ridge * w, w) / 2 - (
-            share * logits.log_softmax(-1).gather(-1, own.expand(*logits.shape[:3], 1))
-        ).sum(1, keepdim=True)
+        total = logits.amax(2, True) - probs.amax(2, True).log()  # log of the sum of exponentials
+        nll = share * (total - logits.gather(2, own.expand_as(total)))
+        loss = dot(ridge * w, w) / 2 + nll.sum(-1, keepdim=True)
         gain = torch.maximum(-slope, dot(gradient, gradient / hessian)) / 2
         gap = (gain / loss.clamp(min=torch.finfo(w.dtype).tiny)).amax(0, True)
-        sure = (dot(gradient, gradient) / (2 * penalty[None, None, :, None]) <= 1e-6 * loss).all(0, True)
+        sure = (dot(gradient, gradient) / (2 * penalty[:, None, None]) <= 1e-6 * loss).all(0, True)
         done = (gap <= (_GAP if bar is None else _FINE)) | sure & (gap <= _GAP)
         if bar is None:
             better = gap < 0.7 * least
@@ -435,20 +447,19 @@ def _descend(z: Tensor, y: Tensor, share: Tensor, penalty: Tensor, solution: Ten
             least = torch.minimum(least, gap)
             done |= patience >= 12
         if bool(done.any()):
-            out, stay = done[0, 0, :, 0], ~done[0, 0, :, 0]
-            solution[:, :, left[out]] = w[:, :, out].double()
+            out, stay = done[0, :, 0, 0], ~done[0, :, 0, 0]
+            solution[:, left[out]] = w[:, out].double()
             if bar is not None:
                 bar.update(int(out.sum()))
             left = left[stay]
             if not len(left):
                 break
-            w, logits, gradient, hessian, direction, slope = (
-                part[:, :, stay] for part in (w, logits, gradient, hessian, direction, slope)
+            w, logits, gradient, hessian, direction, slope, least, patience = (
+                part[:, stay] for part in (w, logits, gradient, hessian, direction, slope, least, patience)
             )
-            ridge, least, patience = ridge[:, stay], least[:, :, stay], patience[:, :, stay]
-            penalty = penalty[stay]
-            share = share if share.shape[2] == 1 else share[:, :, stay]
-            memory = [tuple(part[:, :, stay] for part in kept) for kept in memory]
+            ridge, penalty = ridge[stay], penalty[stay]
+            share = share if share.shape[1] == 1 else share[:, stay]
+            memory = [tuple(part[:, stay] for part in kept) for kept in memory]
         along = product(direction)
         length, probs, error = _line_search(logits, along, ridge, w, direction, slope, residual, dot)
         moved = length * direction
@@ -463,7 +474,7 @@ def _descend(z: Tensor, y: Tensor, share: Tensor, penalty: Tensor, solution: Ten
             tuple(torch.where(good, part, 0.0) for part in (moved, change, 1 / inner)),
         ]
     if len(left):
-        solution[:, :, left] = w.double()
+        solution[:, left] = w.double()
     return left
 
 
@@ -495,16 +506,16 @@ def _line_search(
     residual: Callable,
     dot: Callable,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Step lengths (E, 1, P, 1) at which the convex loss has lost half its slope, with probabilities and errors there.
+    """Step lengths (E, P, 1, 1) at which the convex loss has lost half its slope, with probabilities and errors there.
 
-    Only logits are touched: no matrix product is spent on trial steps.
+    Only logits are touched: no product with the features is spent on trial steps.
     """
     linear, square = dot(ridge * w, direction), dot(ridge * direction, direction)
     length = torch.ones_like(slope)
     low, high = torch.zeros_like(slope), torch.full_like(slope, math.inf)
     for _ in range(20):
         probs, error = residual(logits + length * along)
-        now = (error * along).sum((1, 3), keepdim=True) + linear + length * square
+        now = dot(error, along) + linear + length * square
         fine = now.abs() <= 0.5 * slope.abs()
         if bool(fine.all()):
             break
