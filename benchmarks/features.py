@@ -2,7 +2,7 @@
 
 The peer is tuned as its users tune it: timm's own evaluation transform on PIL pictures, a DataLoader of batches of 32
 with two worker processes, evaluation mode, no gradients, float32. Both start from the same encoded photos. Ours stores
-what it finds in an empty folder each time; its compiler's seconds, where it compiles, are in the uncounted first run.
+what it finds in an empty folder each time.
 """
 
 import io
@@ -90,7 +90,7 @@ def main() -> None:
     The photos come from ImageNet's training set, so that share is no test accuracy. `python -m benchmarks.features`
     """
     some = data.pictures("imagenet-samples", "test")
-    net, many = models.backbone("tf_efficientnet_lite0.packaged"), 3_000
+    net, many = models.backbone("tf_efficientnet_lite0.packaged"), features._WORTH
     repeated = [some.files[i % len(some.files)] for i in range(many)]
     compiled = some._replace(files=repeated, y=torch.arange(many) % len(some.files), fingerprint="repeated")
     with tempfile.TemporaryDirectory() as folder:
