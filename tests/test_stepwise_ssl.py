@@ -137,3 +137,23 @@ def test_the_control_pairs_views_of_different_images(study):
     both = study.different(study.views.How())(x, torch.Generator().manual_seed(0))
     assert torch.equal(both[:, :1], x)
     assert torch.equal(both[:, 1:], x.roll(1, 0))
+
+
+def test_head_starts_are_taken_among_directions_that_have_arrived(study):
+    curves = torch.tensor([[0.0, 0, 0], [0.4, 0, 0], [0.8, 0.1, 0.001], *[[1.0, 1.0, 0.02]] * 10]).double()
+    assert study.arrived_head(curves) == pytest.approx(0.1)
+    assert math.isnan(study.arrived_head(curves[:, [0, 2]]))
+
+
+def test_norms_of_residual_networks_look_at_the_batch_and_at_nothing_that_they_remember(study):
+    x = torch.rand(12, 1, 14, 14, generator=torch.Generator().manual_seed(8))
+    torch.manual_seed(4)
+    net = study.residual(1)
+    learning, looked_at = net.train()(x).detach(), net.eval()(x).detach()
+    torch.testing.assert_close(looked_at, learning)
+    assert learning.shape == (12, study.NET_DIMS)
+    assert list(net.buffers()) == []
+    assert any(isinstance(part, nn.BatchNorm2d) for part in net.modules())
+    torch.manual_seed(4)
+    small = study.scaled(lambda: study.residual(1), 0.5)().eval()
+    assert 0 < float(small(x).detach().var(0).sum()) < 0.25 * float(looked_at.var(0).sum())
