@@ -1,11 +1,11 @@
 """How long the quick profile takes from nothing: each study, loading its libraries, and the whole book.
 
-python -m benchmarks.quick          about twenty minutes; writes quick.json, which the book's page on speed shows
+python -m benchmarks.quick          about a quarter of an hour; writes quick.json, which the book's page on speed shows
 
 Nothing that was stored or committed is read: a copy of the project runs every study with `--fresh` and an empty cache,
 and is built. A study starts as `studybook run` starts it: the first of a command loads its libraries in a process of
-its own, and those that follow are forks of that. Targets: 60 seconds for each of the first four studies, 30 for others,
-6 to start the kernel and load the libraries, ten minutes for the book.
+its own, and those that follow are forks of that; the first four studies tell how long. Targets: 60 seconds for each of
+the first four studies, 30 for others, 6 to start the kernel and load the libraries, ten minutes for the book.
 """
 
 import json
@@ -50,7 +50,7 @@ def measured(folder: Path) -> list[dict]:
     """What was timed, in seconds, and how long it may take; the book last."""
     found = []
     names = rebuild.sources(folder, 0)
-    for study in names:
+    for study in (study for study in names if study.partition("/")[2] in FIRST):
         name, seconds = study.partition("/")[2], starts(folder / "notebooks" / f"{study}.ipynb")
         for what, taken in zip(("first", "later"), seconds, strict=True):
             what = f"{name}, starting and loading libraries, {what} of a command"
