@@ -173,9 +173,6 @@ def test_the_quick_profiles_of_studies_that_have_changed_since_their_records_run
         )
 
 
-STALE = {"pattern-attribution"}  # code they reach has changed, rows are to be measured again; their pages say so
-
-
 @pytest.mark.slow
 def test_every_standard_page_is_drawn_from_committed_rows_without_data_or_computing(drawn_book):
     for study in STUDIES:
@@ -183,7 +180,7 @@ def test_every_standard_page_is_drawn_from_committed_rows_without_data_or_comput
         committed = json.loads((ROOT / "book" / "results" / study.stem / "standard" / "run.json").read_text())
         record = json.loads(made.read_text())
         assert record["profile"] == "standard"
-        assert bool(record["stale"]) == (study.stem in STALE)
+        assert not record["stale"]
         assert sum(sweep["computed"] for sweep in record["sweeps"]) == 0
         assert [c["verdict"] for c in record["claims"]] == [c["verdict"] for c in committed["claims"]]
 
