@@ -54,7 +54,7 @@ def some():
     return x, torch.tensor([0, 2, 1, 1, 0])
 
 
-def close(a, b, tolerance=1e-9):
+def assert_close(a, b, tolerance=1e-9):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -64,8 +64,8 @@ def close(a, b, tolerance=1e-9):
 def test_gradients_are_captums(some):
     x, y = some
     net = network()
-    close(explanations.gradient(net, x, y, batch=2), attr.Saliency(net).attribute(x, y, abs=False))
-    close(explanations.gradient_input(net, x, y), attr.InputXGradient(net).attribute(x, y))
+    assert_close(explanations.gradient(net, x, y, batch=2), attr.Saliency(net).attribute(x, y, abs=False))
+    assert_close(explanations.gradient_input(net, x, y), attr.InputXGradient(net).attribute(x, y))
 
 
 @pytest.mark.parametrize(("rule", "captums"), [("gauss", "gausslegendre"), ("right", "riemann_right"),
@@ -75,12 +75,12 @@ def test_integrated_gradients_are_captums_for_every_rule_and_batch(some, rule, c
     net, baseline = network(), torch.full_like(x[:1], 0.3)
     ours = explanations.integrated_gradients(net, x, y, baseline, steps=16, rule=rule, batch=7)
     theirs = attr.IntegratedGradients(net).attribute(x, baseline.expand_as(x), y, n_steps=16, method=captums)
-    close(ours, theirs)
+    assert_close(ours, theirs)
 
 
 def test_integrated_gradients_fold_batch_norm_and_say_the_same(residual, some):
     x, y = some
-    close(
+    assert_close(
         explanations.integrated_gradients(residual, x, y, steps=16),
         attr.IntegratedGradients(residual).attribute(x, target=y, n_steps=16),
     )
@@ -89,8 +89,8 @@ def test_integrated_gradients_fold_batch_norm_and_say_the_same(residual, some):
 def test_guided_backprop_and_deconvnet_are_captums(some):
     x, y = some
     net = network()
-    close(explanations.guided_backprop(net, x, y), attr.GuidedBackprop(net).attribute(x, y))
-    close(explanations.deconvnet(net, x, y), attr.Deconvolution(net).attribute(x, y))
+    assert_close(explanations.guided_backprop(net, x, y), attr.GuidedBackprop(net).attribute(x, y))
+    assert_close(explanations.deconvnet(net, x, y), attr.Deconvolution(net).attribute(x, y))
 
 
 @pytest.mark.parametrize("curve", [nn.ReLU, nn.Tanh, nn.Softplus])
@@ -99,7 +99,7 @@ def test_deeplift_is_captums(some, curve):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 4, 3), curve(), nn.Flatten(), nn.Linear(144, 9), curve(), nn.Linear(9, 3)).double()
     baseline = 0.1 * torch.ones_like(x)
-    close(explanations.deeplift(net, x, y, baseline, batch=2), attr.DeepLift(net).attribute(x, baseline, y))
+    assert_close(explanations.deeplift(net, x, y, baseline, batch=2), attr.DeepLift(net).attribute(x, baseline, y))
 
 
 def test_relevance_by_epsilon_and_by_positive_contributions_is_captums(some):
@@ -113,7 +113,7 @@ def test_relevance_by_epsilon_and_by_positive_contributions_is_captums(some):
         for layer in net:
             weighed = isinstance(layer, nn.Conv2d | nn.Linear)
             layer.rule = Alpha1_Beta0_Rule() if theirs is Alpha1_Beta0_Rule and weighed else EpsilonRule(epsilon=1e-12)
-        close(found, attr.LRP(net).attribute(positive, y), 1e-6)
+        assert_close(found, attr.LRP(net).attribute(positive, y), 1e-6)
 
 
 def test_grad_cam_is_cam_where_the_head_is_pooled_and_linear(residual, some):
@@ -122,7 +122,7 @@ def test_grad_cam_is_cam_where_the_head_is_pooled_and_linear(residual, some):
         residual.second(residual.act(residual.one(residual.first(x))))))  # fmt: skip
     cam = torch.einsum("nchw,nc->nhw", maps, residual.head.weight[y])[:, None]
     net = nn.Sequential(Maps(residual), nn.AdaptiveAvgPool2d(1), nn.Flatten(), residual.head)
-    close(64 * explanations.grad_cam(net, x, y, "0", positive=False), cam.detach())
+    assert_close(64 * explanations.grad_cam(net, x, y, "0", positive=False), cam.detach())
     assert explanations.grad_cam(net, x, y, "0", batch=2).amin() >= 0
 
 
@@ -171,7 +171,7 @@ def test_linear_networks_have_one_attribution(some):
         net[-1].bias.zero_()
     right = explanations.gradient_input(net, x, y)
     for method in (explanations.integrated_gradients, explanations.deeplift, explanations.relevance):
-        close(method(net, x, y), right)
+        assert_close(method(net, x, y), right)
 
 
 def test_deep_taylor_hands_out_the_whole_logit_and_nothing_negative(some):
@@ -185,10 +185,10 @@ def test_deep_taylor_hands_out_the_whole_logit_and_nothing_negative(some):
     logits = net(x).gather(1, y[:, None])[:, 0].detach()
     assert logits.amin() > 0
     assert found.amin() >= 0
-    close(found.flatten(1).sum(1), logits)
+    assert_close(found.flatten(1).sum(1), logits)
     squared = explanations.relevance(net, x, y, RULES("z+"), first=RULES("w2"))
     assert squared.amin() >= 0
-    close(squared.flatten(1).sum(1), logits)
+    assert_close(squared.flatten(1).sum(1), logits)
 
 
 def test_relevance_of_a_network_with_branches_is_kept_but_for_offsets(residual, some):
@@ -199,7 +199,7 @@ def test_relevance_of_a_network_with_branches_is_kept_but_for_offsets(residual, 
             norm.running_mean.zero_()
     found = explanations.relevance(residual, x, y)
     logits = residual(x).gather(1, y[:, None])[:, 0].detach()
-    close(found.flatten(1).sum(1), logits, 1e-6)
+    assert_close(found.flatten(1).sum(1), logits, 1e-6)
 
 
 def test_completeness_is_the_gap_between_the_sum_and_the_logits(some):
@@ -211,7 +211,9 @@ def test_completeness_is_the_gap_between_the_sum_and_the_logits(some):
     ]
     assert gaps[1].abs().amax() < gaps[0].abs().amax()
     assert gaps[1].abs().amax() < 1e-3
-    close(explanations.completeness(net, x, y, explanations.deeplift(net, x, y)), torch.zeros(5, dtype=torch.float64))
+    assert_close(
+        explanations.completeness(net, x, y, explanations.deeplift(net, x, y)), torch.zeros(5, dtype=torch.float64)
+    )
 
 
 def test_pixels_go_in_the_order_of_their_attribution():
@@ -279,7 +281,7 @@ def test_similarity_is_spearmans():
 
     a, b = torch.randn(3, 1, 4, 4).round(decimals=1), torch.randn(3, 1, 4, 4).round(decimals=1)
     right = [spearmanr(one.flatten(), other.flatten()).statistic for one, other in zip(a, b, strict=True)]
-    close(explanations.similarity(a, b), torch.tensor(right, dtype=torch.float64))
+    assert_close(explanations.similarity(a, b), torch.tensor(right, dtype=torch.float64))
     assert explanations.similarity(a, a).tolist() == pytest.approx([1, 1, 1])
 
 
@@ -313,13 +315,13 @@ def test_the_network_is_as_it_was_also_after_an_error(residual, some, name):
     assert all(value.equal(before[key]) for key, value in residual.state_dict().items())
     assert all(value.requires_grad and value.grad is None for value in residual.parameters())
     assert not any(part._forward_hooks or part._backward_hooks for part in residual.modules())
-    close(METHODS[name](residual, x, y), first)
+    assert_close(METHODS[name](residual, x, y), first)
 
 
 def test_examples_do_not_depend_on_their_batch(residual, some):
     x, y = some
     for method in METHODS.values():
-        close(method(residual, x, y)[1:2], method(residual, x[1:2], y[1:2]))
+        assert_close(method(residual, x, y)[1:2], method(residual, x[1:2], y[1:2]))
 
 
 plain = inspect.unwrap  # without the checks of shapes that tests add

@@ -16,7 +16,7 @@ def rows(n, d, seed=0, positive=False):
     return x.abs() if positive else x
 
 
-def close(a, b, tolerance=1e-9):
+def assert_close(a, b, tolerance=1e-9):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -50,8 +50,8 @@ def test_two_layers_are_the_integrals(name, value, slope):
     found = kernels.wide(x, z, 2, name, weight, bias)
     qx, qz, q = (float(weight**2 * (a @ b.T) / 3 + bias**2) for a, b in ((x, x), (z, z), (x, z)))
     nngp = weight**2 * expectation(value, qx, qz, q) + bias**2
-    close(found.nngp.item(), nngp, 1e-7)
-    close(found.ntk.item(), nngp + weight**2 * expectation(slope, qx, qz, q) * q, 1e-7)
+    assert_close(found.nngp.item(), nngp, 1e-7)
+    assert_close(found.ntk.item(), nngp + weight**2 * expectation(slope, qx, qz, q) * q, 1e-7)
 
 
 def test_a_wide_network_has_these_kernels():
@@ -108,18 +108,18 @@ def test_pictures_of_one_pixel_are_rows_of_a_wide_network():
     """Only the middle of the 3 x 3 weights meets the picture, so a convolution's weight counts a ninth."""
     x, z = rows(4, 3), rows(2, 3, seed=1)
     found = kernels.convolutional(x.view(4, 3, 1, 1), z.view(2, 3, 1, 1), 1, 3.0)
-    close(found, 9 * kernels.wide(x, z, 2, "relu", 1.0).nngp)
+    assert_close(found, 9 * kernels.wide(x, z, 2, "relu", 1.0).nngp)
 
 
 def test_rows_at_a_time_change_nothing(monkeypatch):
     x, z = rows(7, 4), rows(5, 4, seed=1)
     whole = kernels.wide(x, z, 4)
     monkeypatch.setattr(kernels, "_ROWS", 10)
-    close(kernels.wide(x, z, 4).ntk, whole.ntk)
+    assert_close(kernels.wide(x, z, 4).ntk, whole.ntk)
     pictures = rows(5, 12).view(5, 1, 3, 4)
     few = kernels.convolutional(pictures, pictures, 2)
     monkeypatch.undo()
-    close(few, kernels.convolutional(pictures, pictures, 2))
+    assert_close(few, kernels.convolutional(pictures, pictures, 2))
 
 
 def test_a_row_of_zeros_has_no_kernel_and_no_nan():
@@ -129,10 +129,10 @@ def test_a_row_of_zeros_has_no_kernel_and_no_nan():
 
 
 def test_hermite_coefficients_of_known_functions():
-    close(kernels.hermite(lambda u: u**3, 5), torch.tensor([0, 3, 0, math.sqrt(6), 0], dtype=torch.float64))
+    assert_close(kernels.hermite(lambda u: u**3, 5), torch.tensor([0, 3, 0, math.sqrt(6), 0], dtype=torch.float64))
     sine = kernels.hermite(torch.sin, 8)
     known = [0 if k % 2 == 0 else (-1) ** (k // 2) * math.exp(-0.5) / math.sqrt(math.factorial(k)) for k in range(8)]
-    close(sine, torch.tensor(known, dtype=torch.float64))
+    assert_close(sine, torch.tensor(known, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("coefficients", [(0, 1, 0.5), (0.3, 1, 0, 0.7), (0, 0, 1, 1)])
@@ -157,8 +157,8 @@ def test_the_dual_is_the_expectation(coefficients):
     step = 1e-6
     t = torch.tensor([cosine, cosine + step, cosine - step], dtype=torch.float64).log()
     ((slope, out),) = kernels.layers(activation, t, 1)
-    close(out.exp()[0].item(), expected, 1e-10)
-    close(slope.exp()[0].item(), ((out[1].exp() - out[2].exp()) / (2 * step)).item(), 1e-6)
+    assert_close(out.exp()[0].item(), expected, 1e-10)
+    assert_close(slope.exp()[0].item(), ((out[1].exp() - out[2].exp()) / (2 * step)).item(), 1e-6)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -167,7 +167,7 @@ def test_deep_is_wide_where_both_can(depth):
     found = kernels.wide(x, x, depth + 1, "relu")  # weight of sqrt(2) keeps the variance, but the first layer's 2 / D
     log_cosine = (x @ x.T).clamp(max=1).log()
     log_cosine.fill_diagonal_(0)
-    close(kernels.deep_ntk(kernels.RELU, log_cosine, depth).exp(), found.ntk * 6 / 2)
+    assert_close(kernels.deep_ntk(kernels.RELU, log_cosine, depth).exp(), found.ntk * 6 / 2)
 
 
 def test_next_to_one_nothing_cancels():
@@ -176,24 +176,24 @@ def test_next_to_one_nothing_cancels():
     for activation in (kernels.RELU, kernels.dual([0, 1, 1, 0.5])):
         ((_, out),) = kernels.layers(activation, torch.log1p(-gap), 1)
         ratio = -torch.expm1(out) / gap
-        close(ratio / kernels.slope_at(activation, 1), torch.ones(3, dtype=torch.float64), 1e-5)
+        assert_close(ratio / kernels.slope_at(activation, 1), torch.ones(3, dtype=torch.float64), 1e-5)
 
 
 def test_next_to_zero_nothing_underflows():
     t = torch.tensor([-1e5, -math.inf], dtype=torch.float64)
     ((slope, out),) = kernels.layers(kernels.dual([0, 0, 1, 1]), t, 1)
-    close(out[0].item(), 2 * t[0].item() + math.log(0.5))
+    assert_close(out[0].item(), 2 * t[0].item() + math.log(0.5))
     assert out[1] == -math.inf
-    close(slope[0].item(), t[0].item() + math.log(1))
+    assert_close(slope[0].item(), t[0].item() + math.log(1))
     ((slope, out),) = kernels.layers(kernels.dual([1, 1]), t, 1)
-    close(out.exp(), torch.full((2,), 0.5, dtype=torch.float64))
-    close(slope.exp(), torch.full((2,), 0.5, dtype=torch.float64))
+    assert_close(out.exp(), torch.full((2,), 0.5, dtype=torch.float64))
+    assert_close(slope.exp(), torch.full((2,), 0.5, dtype=torch.float64))
 
 
 def test_at_great_depth_the_kernel_is_finite_and_its_own_is_the_sum():
     activation = kernels.dual([0, 1, 0, 1])  # slope 2 at 1: K(l) = 1 + 2 K(l - 1)
     own = kernels.deep_ntk(activation, torch.zeros(1, dtype=torch.float64), 3000)
-    close(own.item() / (3001 * math.log(2)), 1.0, 1e-12)
+    assert_close(own.item() / (3001 * math.log(2)), 1.0, 1e-12)
     other = kernels.deep_ntk(activation, torch.tensor([0.5], dtype=torch.float64).log(), 3000)
     assert torch.isfinite(other).all()
     assert other < 0
