@@ -257,8 +257,28 @@ def test_temperatures_equal_those_of_a_bounded_search_over_a_wide_range_of_scale
 def test_a_temperature_does_not_depend_on_how_many_rows_are_looked_at_together(overconfident, monkeypatch):
     logits, labels = overconfident
     expected = calibration.fit_temperature(torch.stack([logits, 2 * logits]), labels)
-    monkeypatch.setattr(calibration, "_BLOCK", 1_000)
+    monkeypatch.setattr(calibration, "_LARGE_BLOCK", 1_000)
     torch.testing.assert_close(calibration.fit_temperature(torch.stack([logits, 2 * logits]), labels), expected)
+
+
+def test_a_temperature_is_as_accurate_when_most_examples_are_looked_at_once_only():
+    logits, labels = synthetic.calibrated(n=20_000, classes=100, seed=3)
+    many = torch.tensor([0.5, 1.0, 2.5])[:, None, None] * logits
+    T = calibration.fit_temperature(many, labels)
+    for z, t in zip(many.double(), T.double(), strict=True):
+        probs = (z / t).softmax(-1)
+        mean = (probs * z).sum(-1)
+        slope = (mean - z.gather(-1, labels[:, None])[:, 0]).mean()
+        curvature = ((probs * z.square()).sum(-1) - mean.square()).mean()
+        assert abs(slope / curvature * t) < 1e-6  # how far 1 / T is off, relative to itself
+
+
+def test_infinite_logits_have_no_temperature(overconfident):
+    logits, labels = overconfident
+    logits = logits.clone()
+    logits[3, 1] = -math.inf
+    with pytest.raises(ValueError, match="logits must be finite, got infinity"):
+        calibration.fit_temperature(logits, labels)
 
 
 def test_temperature_scaling_keeps_every_prediction(overconfident):

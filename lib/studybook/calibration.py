@@ -7,6 +7,7 @@ mended probabilities.
 Reference for all but where noted: Guo, Pleiss, Sun, Weinberger (2017), On Calibration of Modern Neural Networks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from studybook import metrics
 
-_BLOCK = 2**17  # numbers that `scores` and `fit_temperature` look at together
+_BLOCK = 2**17  # numbers that `scores` looks at together
+_LARGE_BLOCK = 2**19  # numbers that `fit_temperature` looks at together
 _FEW = 1_000  # examples on which `fit_temperature` looks for a start
 _HOTTEST = 1e3  # temperatures are looked for up to here, and down to its inverse
 
@@ -130,16 +132,22 @@ def scores(probs: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"], bins: in
 def fit_temperature(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Float[Tensor, "*E"]:
     """The temperature T > 0 that minimizes the NLL of `logits / T`, for all members at once.
 
-    Newton's method on 1 / T, in which the NLL is convex, kept between bounds that the slope's sign tightens: first on
-    some of the examples, then on all. Accurate to 1e-6 relative, within [1e-3, 1e3]; where the best T lies outside
-    (labels that are all predicted right, or that have nothing to do with the logits), the nearer end is returned.
-    Memory beyond the arguments is bounded.
+    Newton's method on 1 / T, in which the NLL is convex, with corrections from the third and fourth derivative, kept
+    between bounds that the slope's sign tightens: first on some of the examples, then on all. Accurate to 1e-6
+    relative, within [1e-3, 1e3]; where the best T lies outside (labels that are all predicted right, or that have
+    nothing to do with the logits), the nearer end is returned. Memory beyond the arguments is five numbers per example
+    of a member, and bounded otherwise. Raises ValueError for logits that are not finite and labels out of range.
     """
     lead, (n, classes) = logits.shape[:-2], logits.shape[-2:]
+    if labels.shape[-1] != n or n == 0 or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        metrics.checked(logits, labels)
     flat, own = logits.reshape(-1, n, classes), labels.expand(*lead, -1).reshape(-1, labels.shape[-1])
-    together = max(1, _BLOCK // max(1, n * classes))
-    parts = zip(flat.split(together), own.split(together), strict=True)
-    return torch.cat([_temperatures(z, metrics.checked(z, y)) for z, y in parts]).reshape(lead).to(logits.dtype)
+    together = max(1, _LARGE_BLOCK // max(1, n * classes))
+    inverse = torch.ones(len(flat), dtype=torch.float64, device=logits.device)  # 1 / T
+    groups = list(zip(flat.split(together), own.split(together), strict=True))
+    if (every := n // _FEW) > 1:  # a share of the examples leads near the answer
+        inverse = _least([(z[:, ::every], y[:, ::every]) for z, y in groups], inverse, 3e-3)
+    return (1 / _least(groups, inverse, 3e-7)).reshape(lead).to(logits.dtype)
 
 
 def fit_vector(logits: Float[Tensor, "*E N C"], labels: Int[Tensor, "*L N"]) -> Affine:
@@ -296,52 +304,77 @@ def _whitening(z: np.ndarray, diagonal: bool) -> tuple[np.ndarray, np.ndarray, n
     return mean, vectors / scale, (vectors * scale).T
 
 
-def _temperatures(logits: Float[Tensor, "E N C"], labels: Int[Tensor, "E N"]) -> Float[Tensor, " E"]:
-    """`fit_temperature` for members that are computed together."""
-    inverse = torch.ones(len(logits), dtype=torch.float64, device=logits.device)  # 1 / T
-    if (every := logits.shape[1] // _FEW) > 1:  # a share of the examples leads near the answer
-        inverse = _newton(logits[:, ::every], labels[:, ::every], inverse, 1e-2)
-    return 1 / _newton(logits, labels, inverse, 3e-4)  # the distance left is about the last step's square
+def _least(groups: Sequence[tuple[Tensor, Tensor]], inverse: Tensor, near: float) -> Tensor:
+    """Where each member's NLL is least in 1 / T, (E,), sought from `inverse` on until no answer is farther off than
+    `near`, relative to itself, as far as one can tell from how fast each step's series converges.
 
-
-def _newton(z: Tensor, labels: Tensor, inverse: Tensor, near: float) -> Tensor:
-    """1 / T, (E,), by steps from `inverse` until none is longer than `near`, relative to what it moves."""
-    low, high = torch.full_like(inverse, 1 / _HOTTEST), torch.full_like(inverse, _HOTTEST)
+    Members come in groups that are computed together: logits (G, N, C) and labels (G, N).
+    """
+    inverse, low, high = inverse.clone(), torch.full_like(inverse, 1 / _HOTTEST), torch.full_like(inverse, _HOTTEST)
+    members = torch.arange(len(inverse)).split([len(z) for z, _ in groups])
     for step in range(60):
-        slope, curvature = _slopes(z, labels, inverse)
-        low, high = torch.where(slope <= 0, inverse, low), torch.where(slope > 0, inverse, high)
-        newton = inverse - slope / curvature
-        inside = (newton >= low) & (newton <= high)  # false where the curvature is 0
-        if step >= 12:  # towards an end of the range Newton's steps stay small
-            inside &= (newton / inverse).log().abs() < near
-        new = torch.where(inside, newton, (low * high).sqrt())
-        moved = (new / inverse).log().abs()
-        inverse = new
-        if bool((moved < near).all()):
+        at = torch.cat(members)
+        b = inverse[at]
+        parts = zip(groups, b.split([len(of) for of in members]), strict=True)
+        slope, *bends = torch.cat([_derivatives(z, labels, own) for (z, labels), own in parts], 1)
+        low[at], high[at] = torch.where(slope <= 0, b, low[at]), torch.where(slope > 0, b, high[at])
+        terms = _steps(slope, *bends)
+        ratio = (terms[1:] / terms[:-1]).abs().amax(0)
+        tame = ratio < 0.5  # false where it is NaN, as the curvature is 0
+        new = b + torch.where(tame, terms.sum(0), terms[0])
+        inside = (new >= low[at]) & (new <= high[at])
+        if step >= 12:  # towards an end of the range steps stay small
+            inside &= (new / b).log().abs() < 1e-3
+        rest = torch.where(tame, terms[2] * ratio, terms[0]).abs() / b
+        new = torch.where(inside, new, (low[at] * high[at]).sqrt())
+        inverse[at] = new
+        off = torch.where(inside, rest, (new / b).log().abs()).split([len(of) for of in members])
+        going = [k for k, part in enumerate(off) if not bool((part < near).all())]
+        if not going:
             break
+        groups, members = [groups[k] for k in going], [members[k] for k in going]
     return inverse
 
 
-def _slopes(z: Tensor, labels: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """First and second derivative of each member's NLL in 1 / T, (E,), from one pass over the logits.
-
-    Rows are computed in the precision of the logits (at least float32) and added in float64.
+def _steps(slope: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
+    """The step to the root of a slope, (3, E), as a series: Newton's step and two corrections (the slope's Taylor
+    series, reverted).
     """
-    rows = max(1, _BLOCK // (z.shape[-1] * len(z)))
-    slope, curvature = torch.zeros_like(inverse), torch.zeros_like(inverse)
+    h = -slope / second
+    a, b = third / (2 * second), fourth / (6 * second)
+    return torch.stack([h, -a * h**2, (2 * a**2 - b) * h**3])
+
+
+def _derivatives(z: Tensor, labels: Tensor, inverse: Tensor) -> Float[Tensor, "4 G"]:
+    """First to fourth derivative of each member's NLL in 1 / T, from one pass over the logits.
+
+    They are the cumulants of the logits under the softmax, the first less the label's own logit. Rows are computed in
+    the precision of the logits (at least float32) and added in float64.
+    """
+    rows = max(1, _LARGE_BLOCK // (z.shape[-1] * len(z)))
     scale = inverse.to(torch.promote_types(z.dtype, torch.float32))[:, None, None]
-    for part, y in zip(z.split(rows, 1), labels.split(rows, 1), strict=True):
+    moments = scale.new_empty(4, *labels.shape)
+    own = []
+    for part, y, at in zip(z.split(rows, 1), labels.split(rows, 1), moments.split(rows, 2), strict=True):
         part = part - part.amax(-1, keepdim=True)
         weight = (part * scale).exp_()
         total = weight.sum(-1)
-        weight *= part
-        first = weight.sum(-1) / total
-        weight *= part
-        second = weight.sum(-1) / total
-        own = part.gather(-1, y[..., None])[..., 0]
-        slope += (first - own).sum(-1, dtype=torch.float64)
-        curvature += (second - first.square()).sum(-1, dtype=torch.float64)
-    return slope / z.shape[1], curvature / z.shape[1]
+        for moment in at:
+            torch.div(weight.mul_(part).sum(-1), total, out=moment)
+        own.append(part.gather(-1, y[..., None])[..., 0])
+    m, m2, m3, m4 = moments
+    square = m * m
+    cumulants = (
+        m - torch.cat(own, 1),
+        m2 - square,
+        m3 - m * (3 * m2 - 2 * square),
+        m4 - 4 * m * m3 - 3 * m2 * m2 + square * (12 * m2 - 6 * square),
+    )
+    found = torch.stack([values.mean(-1, dtype=torch.float64) for values in cumulants])
+    if not found.isfinite().all():
+        metrics.checked(z, labels)
+        raise ValueError("logits must be finite, got infinity")
+    return found
 
 
 def _positive(bins: int) -> int:
