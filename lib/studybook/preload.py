@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
-sys.modules.setdefault("rfc3987_syntax", None)  # compiles for seconds grammars of which no notebook has a use
 LIBRARIES = (
     "studybook.preload", "ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot", "myst_nb", "numpy", "pandas",
     "torch", "studybook.plots", "studybook.sweep", "studybook.ensemble", "studybook.ledger",

@@ -204,9 +204,15 @@ def notebook(file: Path) -> dict:
 
 
 @functools.lru_cache(maxsize=10_000)
+@functools.lru_cache(maxsize=1 << 14)
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a cell's code, which a command looks at several times; it must not be changed."""
+    return ast.parse(source)
+
+
 def _check_syntax(file: Path, cell: int, source: str) -> None:
     try:
-        ast.parse(source)
+        parsed(source)
     except SyntaxError as error:
         raise Problem(f"{file}: cell {cell}, line {error.lineno} is not plain Python ({error.msg})") from None
 
@@ -222,7 +228,7 @@ def _calls(cells: Sequence[dict], function: str) -> list[tuple[int, str]]:
     for i, cell in enumerate(cells):
         if cell["cell_type"] != "code":
             continue
-        for node in ast.walk(ast.parse("".join(cell["source"]))):
+        for node in ast.walk(parsed("".join(cell["source"]))):
             match node:
                 case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(name)), *_]) if (
                     attr == function
